@@ -1,0 +1,165 @@
+"""The exception tree of hivemind_p2p.
+
+Every error says what failed, why, and what to do about it, in that order. Callers catch the class that names their
+concern; nothing in the package raises a bare ``Exception``.
+
+::
+
+    HivemindError
+    ├── ConfigError                 a setting is unknown, malformed or contradicts another
+    ├── IdentityError               the identity file is broken, or others may read it
+    ├── TransportError
+    │   ├── ListenError             an address to listen on cannot be used (taken, not ours, malformed)
+    │   ├── DialError               no known address of a peer answered; ``attempts`` says why for each
+    │   ├── ProtocolNotSupported    the peer is there but does not speak the protocol
+    │   └── StreamError
+    │       ├── StreamReset         the other side (or we) threw the stream away
+    │       ├── StreamEnded         the other side finished before all expected bytes came
+    │       └── ConnectionLost      the connection under the stream is gone
+    ├── RPCError
+    │   ├── RemoteError             the peer's handler failed; carries the remote text
+    │   ├── DeadlineExceeded        no answer within the deadline (also a TimeoutError)
+    │   ├── MessageTooLarge         a message is above the limit, here or there
+    │   └── ProtocolViolation       the peer sent bytes that the wire does not allow
+    ├── DHTError
+    │   ├── BootstrapError          none of the initial peers could be reached
+    │   └── InvalidRecord           a key, value or expiration that no peer would store
+    ├── CodecError                  bytes that are not the tensor they claim to be
+    ├── ExpertError
+    │   ├── InvalidUID              not an expert uid or prefix
+    │   ├── ExpertNotFound          nobody serves this uid, here or in the DHT
+    │   ├── SchemaMismatch          tensors that do not fit the expert's schema
+    │   ├── ExpertFailed            the expert's own code raised while it computed
+    │   └── NotEnoughExperts        fewer than ``k_min`` experts answered a mixture
+    └── NodeClosed                  the node, server or runtime was shut down under the call
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HivemindError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+
+class ConfigError(HivemindError, ValueError):
+    """A setting is unknown, malformed or contradicts another; the text names it and where it came from."""
+
+
+class IdentityError(HivemindError):
+    """The identity file cannot be used as it is. It is never overwritten: mend it, move it away, or name another."""
+
+
+class TransportError(HivemindError):
+    """Something between two peers, below calls: addresses, connections, streams."""
+
+
+class ListenError(TransportError):
+    """An address to listen on cannot be used."""
+
+
+class DialError(TransportError):
+    """No known address of a peer answered.
+
+    Attributes:
+        peer_id: base58 text of the peer.
+        attempts: ``(address, reason)`` of every attempt, in the order in which they were started.
+    """
+
+    def __init__(self, message: str, *, peer_id: str = "", attempts: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.peer_id = peer_id
+        self.attempts = tuple(attempts)
+
+
+class ProtocolNotSupported(TransportError):
+    """The peer answered, but does not speak the protocol that was asked for."""
+
+
+class StreamError(TransportError):
+    """A stream cannot go on."""
+
+
+class StreamReset(StreamError):
+    """The stream was thrown away before it ended."""
+
+
+class StreamEnded(StreamError):
+    """The other side ended its half before all the expected bytes came."""
+
+
+class ConnectionLost(StreamError):
+    """The connection that carried the stream is gone."""
+
+
+class RPCError(HivemindError):
+    """A remote call failed."""
+
+
+class RemoteError(RPCError):
+    """The peer's handler failed.
+
+    Attributes:
+        remote_text: what the peer said, as it said it.
+    """
+
+    def __init__(self, message: str, *, remote_text: str = "") -> None:
+        super().__init__(message)
+        self.remote_text = remote_text
+
+
+class DeadlineExceeded(RPCError, TimeoutError):
+    """No answer within the deadline. The peer was told that nobody waits any more."""
+
+
+class MessageTooLarge(RPCError):
+    """A message is above the limit: send less at once, or use the streaming call."""
+
+
+class ProtocolViolation(RPCError):
+    """The peer sent bytes that the wire does not allow; the stream was thrown away."""
+
+
+class DHTError(HivemindError):
+    """A DHT operation could not be carried out."""
+
+
+class BootstrapError(DHTError):
+    """None of the initial peers could be reached."""
+
+
+class InvalidRecord(DHTError, ValueError):
+    """A key, value or expiration time that no peer would store."""
+
+
+class CodecError(HivemindError, ValueError):
+    """Bytes that are not the tensor they claim to be, or a tensor that the codec cannot carry."""
+
+
+class ExpertError(HivemindError):
+    """A call to an expert failed for a reason of the expert, not of the network."""
+
+
+class InvalidUID(ExpertError, ValueError):
+    """Not an expert uid (``ffn.3.7``) or not a prefix of one (``ffn.3.``)."""
+
+
+class ExpertNotFound(ExpertError, LookupError):
+    """Nobody serves this expert uid."""
+
+
+class SchemaMismatch(ExpertError, TypeError):
+    """The tensors of a request do not fit the expert's schema: count, shape or dtype."""
+
+
+class ExpertFailed(ExpertError):
+    """The expert's own code raised while it computed."""
+
+
+class NotEnoughExperts(ExpertError):
+    """Fewer than ``k_min`` experts answered for some samples of a mixture."""
+
+
+class NodeClosed(HivemindError):
+    """The node, server or runtime was shut down under the call, or had not been started."""

@@ -1,0 +1,130 @@
+"""What the floors above see of the transport: streams, connections, and the network that opens them.
+
+No libp2p here, so that everything above can run over real sockets (``transport.host``) or over plain memory
+(``hivemind_p2p.testing``) without noticing.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
+
+import trio
+from multiaddr import Multiaddr
+
+from hivemind_p2p.errors import StreamEnded
+from hivemind_p2p.wire.peer_id import PeerID
+
+StreamHandler = Callable[["Stream"], Awaitable[None]]
+PeerResolver = Callable[[PeerID], Awaitable[Sequence[Multiaddr]]]
+
+
+class Stream(trio.abc.HalfCloseableStream, abc.ABC):
+    """One bidirectional stream to one peer, speaking one protocol.
+
+    A ``trio.abc.HalfCloseableStream``: ``send_all``, ``receive_some`` (``b""`` at the end), ``send_eof``, ``aclose``.
+    ``aclose`` ends both halves gently, once everything was written; ``reset`` throws the stream away and tells the
+    peer. Failures are :class:`~hivemind_p2p.errors.StreamError` and nothing else (besides ``trio``'s
+    ``ClosedResourceError`` for using a stream that we closed ourselves, and ``BusyResourceError`` for two readers or two writers at once).
+    Cancelling any operation leaves the connection usable; the stream itself may then only be reset.
+    """
+
+    peer_id: PeerID
+    protocol: str
+
+    @abc.abstractmethod
+    async def reset(self) -> None:
+        """Throw the stream away: the peer's reads and writes fail with ``StreamReset``. Never raises, never blocks for long."""
+
+    async def read_into(self, buffer: memoryview) -> None:
+        """Fill the whole of ``buffer`` (writable, contiguous bytes).
+
+        Raises:
+            StreamEnded: the peer ended its half first.
+        """
+        filled = 0
+        while filled < len(buffer):
+            data = await self.receive_some(len(buffer) - filled)
+            if not data:
+                raise StreamEnded(f"{self.peer_id} ended the stream {filled} bytes into an expected {len(buffer)}")
+            buffer[filled : filled + len(data)] = data
+            filled += len(data)
+
+    async def read_exactly(self, size: int) -> bytes:
+        """Read ``size`` bytes.
+
+        Raises:
+            StreamEnded: the peer ended its half first.
+        """
+        buffer = bytearray(size)
+        await self.read_into(memoryview(buffer))
+        return bytes(buffer)
+
+
+class Connection(abc.ABC):
+    """One secured, multiplexed connection to one peer."""
+
+    peer_id: PeerID
+    remote_maddr: Multiaddr | None
+    """The address at the other end, without ``/p2p``; None when it cannot be known."""
+    outbound: bool
+    """Whether we dialled it."""
+
+    @property
+    @abc.abstractmethod
+    def closed(self) -> bool:
+        """Whether it can carry no more streams."""
+
+    @abc.abstractmethod
+    async def open_stream(self, protocol: str) -> Stream:
+        """Open a stream and agree on the protocol.
+
+        Raises:
+            ProtocolNotSupported, StreamError
+        """
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Close it and every stream on it."""
+
+
+class Network(Protocol):
+    """How a node reaches others; implemented by ``transport.host.Host`` and by ``testing.MemoryNetwork``."""
+
+    @property
+    def peer_id(self) -> PeerID: ...
+
+    @property
+    def visible_maddrs(self) -> Sequence[Multiaddr]:
+        """Addresses that others can dial, each ending in ``/p2p/<our id>``."""
+
+    async def connect(self, maddr: Multiaddr) -> PeerID:
+        """Connect to the peer at ``maddr`` (which ends in ``/p2p/<id>``) unless we are connected; return its id.
+
+        Raises:
+            DialError
+        """
+
+    async def open_stream(self, peer_id: PeerID, protocol: str) -> Stream:
+        """Open a stream to a peer, connecting first when needed.
+
+        Raises:
+            DialError, ProtocolNotSupported, StreamError
+        """
+
+    def set_stream_handler(self, protocol: str, handler: StreamHandler | None) -> None:
+        """Serve a protocol; ``None`` stops serving it. The handler owns the stream; when it returns or raises, the
+        stream is closed or reset for it."""
+
+    def connections(self, peer_id: PeerID | None = None) -> Sequence[Connection]:
+        """Open connections, to one peer or to all."""
+
+    def add_addresses(self, peer_id: PeerID, maddrs: Iterable[Multiaddr]) -> None:
+        """Remember where a peer may be reached (bounded per peer; hints, never trusted)."""
+
+    def addresses(self, peer_id: PeerID) -> Sequence[Multiaddr]:
+        """The addresses remembered for a peer, best first, without ``/p2p``."""
+
+    def set_peer_resolver(self, resolver: PeerResolver | None) -> None:
+        """Ask ``resolver`` for addresses of a peer when none that we know of answers."""
