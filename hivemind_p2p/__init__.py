@@ -1,0 +1,68 @@
+"""hivemind_p2p: a peer-to-peer node for deep learning.
+
+Importing this package imports nothing else: each name below is loaded when it is first used, so that a peer that only
+runs the DHT never pays for torch, and a script that only parses a setting never pays for libp2p.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DHT": "hivemind_p2p.sync",
+    "DHTNode": "hivemind_p2p.dht",
+    "ExpertBackend": "hivemind_p2p.runtime",
+    "Node": "hivemind_p2p.node",
+    "PeerID": "hivemind_p2p.wire.peer_id",
+    "RemoteExpert": "hivemind_p2p.client",
+    "RemoteMixtureOfExperts": "hivemind_p2p.client",
+    "Runtime": "hivemind_p2p.runtime",
+    "Server": "hivemind_p2p.server",
+    "background_server": "hivemind_p2p.server",
+    "declare_experts": "hivemind_p2p.server",
+    "get_dht_time": "hivemind_p2p.dht",
+    "get_experts": "hivemind_p2p.client",
+    "register_expert_class": "hivemind_p2p.server",
+}
+
+__all__ = [
+    "DHT",
+    "DHTNode",
+    "ExpertBackend",
+    "Node",
+    "PeerID",
+    "RemoteExpert",
+    "RemoteMixtureOfExperts",
+    "Runtime",
+    "Server",
+    "background_server",
+    "declare_experts",
+    "get_dht_time",
+    "get_experts",
+    "register_expert_class",
+]
+
+if TYPE_CHECKING:
+    from hivemind_p2p.client import RemoteExpert, RemoteMixtureOfExperts, get_experts
+    from hivemind_p2p.dht import DHTNode, get_dht_time
+    from hivemind_p2p.node import Node
+    from hivemind_p2p.runtime import ExpertBackend, Runtime
+    from hivemind_p2p.server import Server, background_server, declare_experts, register_expert_class
+    from hivemind_p2p.sync import DHT
+    from hivemind_p2p.wire.peer_id import PeerID
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

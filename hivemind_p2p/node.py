@@ -1,0 +1,181 @@
+"""``Node``: one peer, composed. The only place where transport, calls and the DHT are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from hivemind_p2p.config import Settings
+from hivemind_p2p.dht import DHTNode
+from hivemind_p2p.errors import ConfigError, NodeClosed
+from hivemind_p2p.rpc import RPC
+from hivemind_p2p.transport.api import Connection, Network, Stream, StreamHandler
+from hivemind_p2p.transport.identity import Identity
+from hivemind_p2p.wire.peer_id import PeerID
+
+_T = TypeVar("_T")
+DEFAULT_HOST_MADDRS = ("/ip4/0.0.0.0/tcp/0",)
+
+
+class Node:
+    """One peer of a swarm: ``async with Node(initial_peers=[...]) as node``.
+
+    Entering it listens, joins the swarm through any live one of ``initial_peers`` and serves the DHT; leaving it stops
+    all of that. A node without initial peers is the first of its swarm.
+
+    Args:
+        initial_peers: addresses of live peers, each ending in ``/p2p/<peer id>``.
+        host_maddrs: addresses to listen on. Port 0 takes a free one. Default: every IPv4 interface, a free port.
+        announce_maddrs: addresses to tell others instead of those we listen on (a forwarded port, a DNS name).
+        identity_path: file with the node's key, created when it is not there. Default: a new identity each time.
+        client_mode: listen on nothing and stay out of the routing tables of others; for short-lived trainers.
+        settings: everything else, see :mod:`hivemind_p2p.config`.
+
+    Raises (on entering):
+        ConfigError: an address is malformed, or lacks its ``/p2p/<peer id>``.
+        IdentityError: the identity file is broken.
+        ListenError: an address to listen on cannot be used.
+        BootstrapError: none of the initial peers answered.
+    """
+
+    def __init__(
+        self,
+        initial_peers: Sequence[str | Multiaddr] = (),
+        *,
+        host_maddrs: Sequence[str | Multiaddr] = DEFAULT_HOST_MADDRS,
+        announce_maddrs: Sequence[str | Multiaddr] = (),
+        identity_path: str | Path | None = None,
+        client_mode: bool = False,
+        settings: Settings | None = None,
+    ) -> None:
+        self.settings = settings if settings is not None else Settings()
+        self.client_mode = client_mode
+        self._initial_peers = [_with_peer_id(maddr) for maddr in _addresses("initial_peers", initial_peers)]
+        self._host_maddrs = () if client_mode else tuple(_addresses("host_maddrs", host_maddrs))
+        self._announce_maddrs = tuple(_addresses("announce_maddrs", announce_maddrs))
+        self._identity_path = identity_path
+        self._stack: AsyncExitStack | None = None
+        self._network: Network | None = None
+        self._rpc: RPC | None = None
+        self._dht: DHTNode | None = None
+
+    async def __aenter__(self) -> Self:
+        from hivemind_p2p.transport.host import Host  # libp2p: loaded when a node starts, not when it is named
+
+        if self._stack is not None:
+            raise NodeClosed("this node was started before; make a new Node instead of entering one twice")
+        identity = Identity.load_or_create(self._identity_path)
+        async with AsyncExitStack() as stack:
+            host = Host(
+                identity,
+                host_maddrs=self._host_maddrs,
+                announce_maddrs=self._announce_maddrs,
+                settings=self.settings.transport,
+            )
+            network: Network = await stack.enter_async_context(host)
+            rpc = await stack.enter_async_context(RPC(network, self.settings.rpc))
+            dht = await stack.enter_async_context(DHTNode(rpc, self.settings.dht, client_mode=self.client_mode))
+            network.set_peer_resolver(dht.find_peer)
+            if self._initial_peers:
+                await dht.bootstrap(self._initial_peers)
+            self._network, self._rpc, self._dht = network, rpc, dht
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._stack is not None
+        self._network = self._rpc = self._dht = None
+        await self._stack.__aexit__(kind, error, trace)
+
+    @property
+    def network(self) -> Network:
+        """Connections and streams."""
+        return self._running(self._network)
+
+    @property
+    def rpc(self) -> RPC:
+        """Remote calls, made and served."""
+        return self._running(self._rpc)
+
+    @property
+    def dht(self) -> DHTNode:
+        """The distributed hash table."""
+        return self._running(self._dht)
+
+    @property
+    def peer_id(self) -> PeerID:
+        """Who we are."""
+        return self.network.peer_id
+
+    @property
+    def visible_maddrs(self) -> Sequence[Multiaddr]:
+        """Addresses for others' ``initial_peers``, each ending in ``/p2p/<our id>``; empty in client mode."""
+        return self.network.visible_maddrs
+
+    def connections(self, peer_id: PeerID | None = None) -> Sequence[Connection]:
+        """Open connections, to one peer or to all."""
+        return self.network.connections(peer_id)
+
+    async def connect(self, maddr: str | Multiaddr) -> PeerID:
+        """Connect to the peer at ``maddr`` (ending in ``/p2p/<id>``) unless we are connected; return its id.
+
+        Raises:
+            ConfigError: the address is malformed.
+            DialError: nobody answered there, or somebody else.
+        """
+        [address] = _addresses("maddr", [maddr])
+        return await self.network.connect(_with_peer_id(address))
+
+    async def open_stream(self, peer_id: PeerID, protocol: str) -> Stream:
+        """Open a stream to a peer, finding its address in the DHT and connecting first when needed.
+
+        Raises:
+            DialError, ProtocolNotSupported, StreamError
+        """
+        return await self.network.open_stream(peer_id, protocol)
+
+    def set_stream_handler(self, protocol: str, handler: StreamHandler | None) -> None:
+        """Serve a protocol of your own: ``async def handler(stream)``; ``None`` stops serving it."""
+        self.network.set_stream_handler(protocol, handler)
+
+    def __repr__(self) -> str:
+        if self._network is None:
+            return "<Node, not running>"
+        mode = ", client mode" if self.client_mode else ""
+        return f"<Node {self.peer_id.base58[-8:]}, {len(self.connections())} connections{mode}>"
+
+    def _running(self, part: _T | None) -> _T:
+        if part is None:
+            raise NodeClosed("this node is not running: use it inside `async with Node(...) as node`")
+        return part
+
+
+def _addresses(option: str, maddrs: Sequence[str | Multiaddr]) -> list[Multiaddr]:
+    if isinstance(maddrs, str | Multiaddr):
+        raise ConfigError(f"{option} is a single address; give a list of addresses: [{str(maddrs)!r}]")
+    parsed = []
+    for maddr in maddrs:
+        try:
+            parsed.append(maddr if isinstance(maddr, Multiaddr) else Multiaddr(maddr))
+        except (MultiaddrError, ValueError) as error:
+            example = "/ip4/203.0.113.5/tcp/31337/p2p/12D3Koo..."
+            raise ConfigError(
+                f"{option}: {maddr!r} is not a multiaddr ({error}); it should look like {example}"
+            ) from None
+    return parsed
+
+
+def _with_peer_id(maddr: Multiaddr) -> Multiaddr:
+    if "p2p" not in {protocol.name for protocol in maddr.protocols()}:
+        raise ConfigError(
+            f"{maddr} does not say which peer lives there; append /p2p/<peer id>, as `hivemind-p2p bootstrap` prints it"
+        )
+    return maddr
