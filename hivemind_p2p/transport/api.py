@@ -25,8 +25,8 @@ class Stream(trio.abc.HalfCloseableStream, abc.ABC):
 
     A ``trio.abc.HalfCloseableStream``: ``send_all``, ``receive_some`` (``b""`` at the end), ``send_eof``, ``aclose``.
     ``aclose`` ends both halves gently, once everything was written; ``reset`` throws the stream away and tells the
-    peer. Failures are :class:`~hivemind_p2p.errors.StreamError` and nothing else, besides ``trio``'s own two for misuse:
-    ``ClosedResourceError`` for a stream that we closed ourselves, ``BusyResourceError`` for two readers or writers at once.
+    peer. Failures are :class:`~hivemind_p2p.errors.StreamError` and nothing else, besides trio's own for misuse:
+    ``ClosedResourceError`` for a stream that we closed, ``BusyResourceError`` for two readers or two writers at once.
     Cancelling any operation leaves the connection usable; the stream itself may then only be reset.
     """
 
