@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+from hivemind_p2p.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,46 @@ class DHTSettings:
 
 
 @dataclass(frozen=True)
+class HostingSettings:
+    """Which experts ``hivemind-p2p server`` hosts, and how they compute and learn."""
+
+    expert_uids: tuple[str, ...] = ()
+    """Exactly these experts: ``ffn.0.0``, ``ffn.0.1``. Instead of ``num_experts``."""
+    num_experts: int | None = None
+    """How many to host, under free uids drawn from ``expert_pattern``. Default: 1, unless ``expert_uids`` are given."""
+    expert_pattern: str | None = None
+    """Uids to draw from: ``ffn.[0:16].[0:16]`` is a grid of 256. Default: ``<expert_cls>.[0:4096]``."""
+    expert_cls: str = "ffn"
+    """The registered class of the experts: ``ffn``, ``transformer``, ``nop``, or one of your own."""
+    hidden_dim: int = 1024
+    """Size of the last axis of inputs and outputs."""
+    min_batch_size: int = 1
+    """Rows that a batch waits for."""
+    max_batch_size: int = 4096
+    """Rows that a batch never exceeds; a larger request runs in pieces."""
+    device: str | None = None
+    """Where experts compute: ``cpu``, ``cuda``, ``cuda:1``. Default: ``cuda`` where there is one, else ``cpu``."""
+    optimizer: Literal["adam", "sgd", "none"] = "adam"
+    """What a backward request does to the expert's weights; ``none`` leaves them as they are."""
+    lr: float = 1e-3
+    """Learning rate of the optimizer."""
+    clip_grad_norm: float | None = None
+    """Largest norm of an expert's gradient; a larger one is scaled down. None: no limit."""
+
+    def __post_init__(self) -> None:
+        if self.expert_uids and (self.num_experts is not None or self.expert_pattern is not None):
+            raise ConfigError(
+                "expert_uids already say which experts to host; leave num_experts and expert_pattern away"
+            )
+        for name in ("num_experts", "hidden_dim", "min_batch_size", "max_batch_size", "lr", "clip_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} = {value} must be above 0")
+        if self.min_batch_size > self.max_batch_size:
+            raise ConfigError(f"min_batch_size = {self.min_batch_size} is above max_batch_size = {self.max_batch_size}")
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that can be set about a node, by concern."""
 
@@ -48,3 +91,4 @@ class Settings:
     transport: TransportSettings = field(default_factory=TransportSettings)
     rpc: RPCSettings = field(default_factory=RPCSettings)
     dht: DHTSettings = field(default_factory=DHTSettings)
+    hosting: HostingSettings = field(default_factory=HostingSettings)

@@ -1,0 +1,122 @@
+"""``hivemind-p2p server``: hosts experts in the swarm of ``--initial-peers``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+from hivemind_p2p.cli import options
+from hivemind_p2p.cli.bootstrap import python_line
+from hivemind_p2p.cli.running import run_until_stopped, set_up_logging
+from hivemind_p2p.config import HostingSettings, Settings
+
+if TYPE_CHECKING:
+    from multiaddr import Multiaddr
+
+_DEFAULTS = HostingSettings()
+
+
+def _option(text: str, *, default: object = None, metavar: str | None = None) -> Any:
+    return options.setting(text, "Experts", default=default, metavar=metavar)
+
+
+def server(
+    initial_peers: options.InitialPeers = None,
+    host_maddrs: options.HostMaddrs = None,
+    announce_maddrs: options.AnnounceMaddrs = None,
+    identity_path: options.IdentityPath = None,
+    expert_uids: Annotated[list[str] | None, _option("Host exactly these.", metavar="UID...")] = None,
+    num_experts: Annotated[
+        int | None, _option("Host so many, under free uids of --expert-pattern.", default="1")
+    ] = None,
+    expert_pattern: Annotated[str | None, _option("Uids to draw from: ffn.[0:16].[0:16] is a grid of 256.")] = None,
+    expert_cls: Annotated[str | None, _option("ffn, transformer or nop.", default=_DEFAULTS.expert_cls)] = None,
+    hidden_dim: Annotated[
+        int | None, _option("Size of the last axis of inputs and outputs.", default=_DEFAULTS.hidden_dim)
+    ] = None,
+    min_batch_size: Annotated[
+        int | None, _option("Rows that a batch waits for.", default=_DEFAULTS.min_batch_size)
+    ] = None,
+    max_batch_size: Annotated[
+        int | None,
+        _option("Rows that a batch never exceeds; larger requests run in pieces.", default=_DEFAULTS.max_batch_size),
+    ] = None,
+    device: Annotated[str | None, _option("cpu, cuda, cuda:1, ...", default="cuda where there is one")] = None,
+    optimizer: Annotated[str | None, _option("adam, sgd or none.", default=_DEFAULTS.optimizer)] = None,
+    lr: Annotated[float | None, _option("Learning rate.", default=_DEFAULTS.lr)] = None,
+    clip_grad_norm: Annotated[
+        float | None, _option("Largest norm of an expert's gradient.", default="no limit")
+    ] = None,
+    config: options.Config = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Host experts until Ctrl-C or SIGTERM, which withdraws them from the swarm.
+
+    Without --initial-peers it starts a swarm of its own, which others can join through it.
+    """
+    set_up_logging(verbose)
+    settings = options.settings_from(
+        config,
+        {
+            "node.initial_peers": initial_peers,
+            "node.host_maddrs": host_maddrs,
+            "node.announce_maddrs": announce_maddrs,
+            "node.identity_path": identity_path,
+            "hosting.expert_uids": expert_uids,
+            "hosting.num_experts": num_experts,
+            "hosting.expert_pattern": expert_pattern,
+            "hosting.expert_cls": expert_cls,
+            "hosting.hidden_dim": hidden_dim,
+            "hosting.min_batch_size": min_batch_size,
+            "hosting.max_batch_size": max_batch_size,
+            "hosting.device": device,
+            "hosting.optimizer": optimizer,
+            "hosting.lr": lr,
+            "hosting.clip_grad_norm": clip_grad_norm,
+        },
+    )
+    run_until_stopped(lambda: host_experts(settings, as_json=as_json))
+
+
+async def host_experts(settings: Settings, *, as_json: bool) -> None:
+    """Create the experts, join the swarm, say so, and host until cancelled; then withdraw them."""
+    import trio
+
+    from hivemind_p2p.server import Server
+
+    hosting = settings.hosting
+    server = await trio.to_thread.run_sync(
+        lambda: Server.create(**options.node_options(settings), **asdict(hosting), start=True)
+    )
+    try:
+        ready = ready_as_json if as_json else ready_as_text
+        print(ready(server.dht.peer_id.base58, server.dht.get_visible_maddrs(), sorted(server.experts)), flush=True)
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(server.shutdown)
+
+
+def ready_as_json(peer_id: str, maddrs: Sequence[Multiaddr], experts: Sequence[str]) -> str:
+    """What a program that started us needs."""
+    return json.dumps({"peer_id": peer_id, "addresses": [str(maddr) for maddr in maddrs], "experts": list(experts)})
+
+
+def ready_as_text(peer_id: str, maddrs: Sequence[Multiaddr], experts: Sequence[str]) -> str:
+    """What a person who started us needs, in lines to paste."""
+    addresses = [str(maddr) for maddr in maddrs]
+    return "\n".join(
+        [
+            f"Server {peer_id} is up, at",
+            *(f"  {address}" for address in addresses),
+            f"It hosts {len(experts)} expert{'s'[: len(experts) != 1]}:",
+            f"  {' '.join(experts)}",
+            "Use them from Python:",
+            f"  {python_line(addresses)}",
+            f"  experts = hivemind_p2p.get_experts(dht, {json.dumps(list(experts[:2]))})",
+            "Ctrl-C withdraws them and stops it.",
+        ]
+    )
