@@ -30,7 +30,48 @@ class NodeSettings:
 
 @dataclass(frozen=True)
 class TransportSettings:
-    """Dialing, connections and streams."""
+    """Dialing, connections and streams. Times are in seconds."""
+
+    dial_timeout: float = 10.0
+    """The most that one attempt at one address may take: name lookup, TCP, Noise and Yamux together."""
+    dial_stagger: float = 0.25
+    """The head start of an attempt over the next one (RFC 8305, "Connection Attempt Delay"). A failure ends it."""
+    dial_parallel: int = 8
+    """Attempts at one peer that may be under way at once."""
+    dial_backoff: float = 0.5
+    """How long an address that failed is left alone; doubles with each failure in a row. A success clears it."""
+    dial_backoff_max: float = 15.0
+    """The longest that an address is left alone."""
+    resolve_timeout: float = 10.0
+    """The most that looking up a peer's addresses in the swarm may take."""
+    max_known_peers: int = 4096
+    """Peers whose addresses are remembered; the one unused for longest is forgotten first."""
+    max_addresses_per_peer: int = 16
+    """Addresses remembered of one peer; proven ones stay, the worst goes first."""
+    handshake_timeout: float = 10.0
+    """The most that securing and multiplexing an accepted connection may take."""
+    negotiate_timeout: float = 10.0
+    """The most that agreeing on the protocol of a stream may take, on either side."""
+    write_timeout: float = 60.0
+    """A connection that takes no byte for this long is given up."""
+    max_connections: int = 1024
+    """Open connections. At the limit the longest idle one is closed for a new one; if none is idle, the new one is."""
+    max_handshakes: int = 64
+    """Accepted connections that may be in their handshake at once; more are closed."""
+    max_streams_out: int = 256
+    """Streams that we hold open on one connection; opening more waits. The stock Yamux allows 256."""
+    max_streams_in: int = 256
+    """Streams that a peer may hold open to us on one connection; more are reset."""
+    quiet_libp2p: bool = True
+    """Set the level of the ``libp2p`` logger to CRITICAL when a host starts, unless the program has set one: libp2p
+    logs as errors what is daily life in a swarm (a peer that went away), and we report failures ourselves."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, bool) and value <= 0:
+                raise ConfigError(f"transport.{name} must be above zero, not {value}")
+        if self.max_streams_out > 256:
+            raise ConfigError(f"transport.max_streams_out must be at most 256, not {self.max_streams_out}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,133 @@
+"""A ``Connection`` over any :class:`~.muxer.Muxer`: protocols agreed, handlers run, bounds kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import trio
+from multiaddr import Multiaddr
+
+from hivemind_p2p.config import TransportSettings
+from hivemind_p2p.errors import ConnectionLost, StreamError, StreamReset
+from hivemind_p2p.transport import negotiate
+from hivemind_p2p.transport.api import Connection, Stream, StreamHandler
+from hivemind_p2p.transport.muxer import Muxer
+from hivemind_p2p.wire.peer_id import PeerID
+
+logger = logging.getLogger(__name__)
+
+
+class MuxedConnection(Connection):
+    """One connection of a ``Host``, which calls :meth:`serve` in a task of its nursery.
+
+    Args:
+        muxer: carries the streams.
+        opened_at: the clock when the handshake was done.
+    """
+
+    def __init__(
+        self,
+        muxer: Muxer,
+        peer_id: PeerID,
+        remote_maddr: Multiaddr | None,
+        *,
+        outbound: bool,
+        opened_at: float,
+        settings: TransportSettings,
+    ) -> None:
+        self.peer_id = peer_id
+        self.remote_maddr = remote_maddr
+        self.outbound = outbound
+        self.opened_at = opened_at
+        self.used_at = opened_at
+        """The clock when a stream was last opened, by either side."""
+        self._muxer = muxer
+        self._settings = settings
+        self._serving = 0
+
+    @property
+    def closed(self) -> bool:
+        return self._muxer.closed
+
+    @property
+    def idle(self) -> bool:
+        """Whether no stream is open on it."""
+        return self._muxer.stream_count == 0 and not self._serving
+
+    async def open_stream(self, protocol: str) -> Stream:
+        self.used_at = trio.current_time()
+        stream = await self._muxer.open_stream()
+        try:
+            with trio.fail_after(self._settings.negotiate_timeout):
+                await negotiate.ask(stream, protocol)
+        except trio.TooSlowError:
+            await stream.reset()
+            raise StreamReset(
+                f"{self.peer_id} did not answer within {self._settings.negotiate_timeout:g} s, asked for {protocol!r}"
+            ) from None
+        except BaseException:
+            await stream.reset()
+            raise
+        stream.protocol = protocol
+        return stream
+
+    async def aclose(self) -> None:
+        await self._muxer.aclose()
+
+    async def serve(self, handlers: Mapping[str, StreamHandler]) -> None:
+        """Run the connection and the handlers of the streams that the peer opens; returns when it has ended.
+
+        Handlers are cancelled when the connection is gone: nobody waits for what they would say.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._muxer.run)
+            while True:
+                try:
+                    stream = await self._muxer.accept_stream()
+                except ConnectionLost:
+                    break
+                self.used_at = trio.current_time()
+                if self._serving >= self._settings.max_streams_in:
+                    logger.warning(
+                        "%s holds %d streams open; more are refused (max_streams_in)",
+                        self.peer_id,
+                        self._serving,
+                    )
+                    await stream.reset()
+                else:
+                    self._serving += 1
+                    nursery.start_soon(self._serve_stream, stream, handlers)
+            nursery.cancel_scope.cancel()
+
+    async def _serve_stream(self, stream: Stream, handlers: Mapping[str, StreamHandler]) -> None:
+        try:
+            await self._handle(stream, handlers)
+        except StreamError as error:
+            logger.debug("stream %r ended early: %s", stream, error)
+            await stream.reset()
+        except Exception:  # the boundary of one request: a handler's bug costs its stream, not the node
+            logger.exception("the handler of %r failed; the stream was reset", stream)
+            await stream.reset()
+        except BaseException:
+            await stream.reset()
+            raise
+        else:
+            await stream.aclose()
+        finally:
+            self._serving -= 1
+
+    async def _handle(self, stream: Stream, handlers: Mapping[str, StreamHandler]) -> None:
+        try:
+            with trio.fail_after(self._settings.negotiate_timeout):
+                stream.protocol = await negotiate.answer(stream, handlers)
+        except trio.TooSlowError:
+            raise StreamReset(f"{self.peer_id} opened a stream and did not say what for") from None
+        handler = handlers.get(stream.protocol)
+        if handler is None:
+            raise StreamReset(f"{stream.protocol!r} is not served any more")
+        await handler(stream)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self._muxer.stream_count} streams"
+        return f"<Connection {'to' if self.outbound else 'from'} {self.peer_id!r} at {self.remote_maddr}, {state}>"

@@ -1,0 +1,363 @@
+"""``Host``: the network over libp2p.
+
+Built from libp2p's parts (keys, the Noise handshake and channel, Yamux, the identify message, its transport
+interface) and not from its ``BasicHost`` and ``Swarm``, whose policies are traps for a long-lived node. Where each
+trap of py-libp2p 0.8.1 went:
+
+- *Everything a swarm starts by itself* (auto-connector, pruner, mDNS, UPnP, QUIC, plaintext, secio, mplex): there is
+  no swarm; only Noise and Yamux are offered and accepted (``upgrade``).
+- *A swarm keeps one slot and one task for every connection it ever accepted*, and refuses all once they are used up:
+  here a connection that ended leaves nothing, and at the limit the longest idle one makes room (``registry``).
+- *Opening a stream starts a task for every observer; closing a connection sleeps*: no observers, no sleeps.
+- *dial_peer tries one address per transport; a silent peer hangs it; host.connect costs 250 ms*: ``dialer``, ``race``.
+- *0.0.0.0 is announced*: :attr:`Host.visible_maddrs` names addresses that others can dial.
+- *100 partial reads end a connection; IPv6 peers have no address*: ``raw`` and ``tcp``.
+- *A cancelled write kills the connection; a slow reader is reset; more than 256 streams hang*: ``stock_muxer``.
+- *An exception in a stream handler ends the swarm*: ``connection`` logs it and resets that stream.
+- *libp2p reports what is daily life as errors*: ``TransportSettings.quiet_libp2p``.
+
+Importing this module imports libp2p (a second, 70 MB): import it when a node starts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Final, Self
+
+import trio
+from libp2p.abc import IListener, ITransport
+from multiaddr import Multiaddr
+
+from hivemind_p2p.config import TransportSettings
+from hivemind_p2p.errors import ConnectionLost, DialError, ListenError, NodeClosed, StreamError, TransportError
+from hivemind_p2p.transport import identify
+from hivemind_p2p.transport.address_book import AddressBook
+from hivemind_p2p.transport.addresses import believable, expand, interface_ips, split_peer, why_undialable, with_peer
+from hivemind_p2p.transport.api import Connection, PeerResolver, Stream, StreamHandler
+from hivemind_p2p.transport.connection import MuxedConnection
+from hivemind_p2p.transport.dialer import Dialer
+from hivemind_p2p.transport.identity import Identity
+from hivemind_p2p.transport.muxer import Muxer
+from hivemind_p2p.transport.raw import RawConnection
+from hivemind_p2p.transport.registry import ConnectionRegistry
+from hivemind_p2p.transport.tcp import TCPTransport
+from hivemind_p2p.transport.upgrade import Upgrader
+from hivemind_p2p.wire.peer_id import PeerID
+
+logger = logging.getLogger(__name__)
+_RETIRE_AFTER: Final = 5.0
+_PING_IDLE: Final = 120.0
+
+
+class Host:
+    """One peer's connections: ``async with Host(identity, host_maddrs=[...]) as host``. Implements ``api.Network``.
+
+    Args:
+        identity: who we are.
+        host_maddrs: addresses to listen on; port 0 takes a free one; none: only dial.
+        announce_maddrs: addresses to tell others instead of those we listen on.
+        settings: times and bounds.
+        transport: a libp2p ``ITransport``; default TCP. Its listeners run in their ``background_nursery``.
+
+    Raises (on entering):
+        ListenError: an address to listen on cannot be used.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        host_maddrs: Sequence[Multiaddr] = (),
+        announce_maddrs: Sequence[Multiaddr] = (),
+        settings: TransportSettings | None = None,
+        transport: ITransport | None = None,
+    ) -> None:
+        self.identity = identity
+        self.settings = settings if settings is not None else TransportSettings()
+        self._host_maddrs = tuple(host_maddrs)
+        self._announce_maddrs = tuple(announce_maddrs)
+        self._transport = transport if transport is not None else TCPTransport()
+        self._book = AddressBook(
+            max_peers=self.settings.max_known_peers,
+            max_per_peer=self.settings.max_addresses_per_peer,
+            backoff=self.settings.dial_backoff,
+            backoff_max=self.settings.dial_backoff_max,
+        )
+        self._connections = ConnectionRegistry(identity.peer_id)
+        self._handlers: dict[str, StreamHandler] = {
+            identify.IDENTIFY: self._answer_identify,
+            identify.PUSH: self._take_identify,
+            identify.PING: identify.ping_handler(_PING_IDLE),
+        }
+        self._listeners: list[IListener] = []
+        self._handshakes = 0
+        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._nursery: trio.Nursery | None = None
+        self._dialer: Dialer | None = None
+        self._upgrader: Upgrader | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._nursery_manager is not None:
+            raise NodeClosed("this host was started before; make a new Host instead of entering one twice")
+        if self.settings.quiet_libp2p and logging.getLogger("libp2p").level == logging.NOTSET:
+            logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+        self._upgrader = Upgrader(self.identity, self.settings)
+        self._nursery_manager = trio.open_nursery()
+        self._nursery = await self._nursery_manager.__aenter__()
+        self._dialer = Dialer(self._nursery, self._book, self.settings, self._attempt, self._register)
+        try:
+            for maddr in self._host_maddrs:
+                await self._listen(maddr)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._nursery_manager is not None
+        assert self._nursery is not None
+        nursery, self._nursery, self._dialer = self._nursery, None, None
+        with trio.CancelScope(shield=True):  # bounded: each close gives up after a second
+            async with trio.open_nursery() as closing:
+                for listener in self._listeners:
+                    closing.start_soon(listener.close)
+                for connection in list(self._connections):
+                    closing.start_soon(connection.aclose)
+        nursery.cancel_scope.cancel()
+        if error is None or isinstance(error, Exception):
+            # The caller's own exception passes by the nursery, which would wrap it in a group.
+            await self._nursery_manager.__aexit__(None, None, None)
+            return None
+        return await self._nursery_manager.__aexit__(kind, error, trace)
+
+    @property
+    def peer_id(self) -> PeerID:
+        """Who we are."""
+        return self.identity.peer_id
+
+    @property
+    def visible_maddrs(self) -> Sequence[Multiaddr]:
+        """Addresses that others can dial, each ending in ``/p2p/<our id>``; empty when we do not listen.
+
+        What was given to announce; otherwise what we listen on, with 0.0.0.0 and :: replaced by the addresses of the
+        machine's interfaces (loopback only where that is all there is).
+        """
+        maddrs: Iterable[Multiaddr] = self._announce_maddrs
+        if not maddrs:
+            bound = [maddr for listener in self._listeners for maddr in listener.get_addrs()]
+            maddrs = expand(bound, interface_ips()) if bound else ()
+        return [with_peer(maddr, self.peer_id) for maddr in maddrs]
+
+    async def connect(self, maddr: Multiaddr) -> PeerID:
+        """Connect to the peer at ``maddr`` (which ends in ``/p2p/<id>``) unless we are connected; return its id.
+
+        Raises:
+            DialError: nobody answered there or at the peer's other known addresses, or somebody else did.
+        """
+        try:
+            bare, peer_id = split_peer(maddr)
+        except ValueError as error:
+            raise DialError(f"cannot dial {maddr}: {error}") from None
+        if peer_id is None:
+            raise DialError(f"cannot dial {maddr}: it does not say which peer lives there; append /p2p/<peer id>")
+        if peer_id == self.peer_id:
+            raise DialError(f"cannot dial {maddr}: that is this peer itself", peer_id=peer_id.base58)
+        if self._connections.best(peer_id) is None:
+            problem = why_undialable(bare)
+            if problem is not None:
+                raise DialError(f"cannot dial {maddr}: {problem}", peer_id=peer_id.base58)
+            await self._running()[1].dial(peer_id, [bare])
+        return peer_id
+
+    async def open_stream(self, peer_id: PeerID, protocol: str) -> Stream:
+        """Open a stream to a peer, connecting first when needed.
+
+        Raises:
+            DialError, ProtocolNotSupported, StreamError
+        """
+        dialer = self._running()[1]
+        connection = self._connections.best(peer_id)
+        if connection is not None:
+            try:
+                return await connection.open_stream(protocol)
+            except ConnectionLost:  # it had died without our knowing; nothing was asked on it yet
+                if not connection.closed:
+                    raise
+        if peer_id == self.peer_id:
+            raise DialError("cannot open a stream to this peer itself", peer_id=peer_id.base58)
+        connection = self._connections.best(peer_id) or await dialer.dial(peer_id)
+        return await connection.open_stream(protocol)
+
+    def set_stream_handler(self, protocol: str, handler: StreamHandler | None) -> None:
+        """Serve a protocol; ``None`` stops serving it.
+
+        The handler owns the stream. It runs in a task of the connection and is cancelled when that is gone. When it
+        returns the stream is closed; when it raises, the stream is reset and the exception logged.
+        """
+        if handler is None:
+            self._handlers.pop(protocol, None)
+        else:
+            self._handlers[protocol] = handler
+
+    def connections(self, peer_id: PeerID | None = None) -> Sequence[Connection]:
+        """Open connections, to one peer (the one in use first) or to all."""
+        return self._connections.of(peer_id)
+
+    def add_addresses(self, peer_id: PeerID, maddrs: Iterable[Multiaddr]) -> None:
+        """Remember where a peer may be reached (bounded per peer; hints, never trusted)."""
+        if peer_id != self.peer_id:
+            self._book.add(peer_id, (maddr for maddr, owner in map(_split, maddrs) if owner in (None, peer_id)))
+
+    def addresses(self, peer_id: PeerID) -> Sequence[Multiaddr]:
+        """The addresses remembered for a peer, best first, without ``/p2p``."""
+        return self._book.addresses(peer_id)
+
+    def set_peer_resolver(self, resolver: PeerResolver | None) -> None:
+        """Ask ``resolver`` for addresses of a peer when none that we know of answers."""
+        self._running()[1].resolver = resolver
+
+    def __repr__(self) -> str:
+        if self._nursery is None:
+            return f"<Host {self.peer_id!r}, not running>"
+        return f"<Host {self.peer_id!r}, {len(self._connections)} connections, {len(self._listeners)} listeners>"
+
+    def _running(self) -> tuple[trio.Nursery, Dialer]:
+        if self._nursery is None or self._dialer is None:
+            raise NodeClosed("this host is not running: use it inside `async with Host(...) as host`")
+        return self._nursery, self._dialer
+
+    async def _listen(self, maddr: Multiaddr) -> None:
+        if not self._transport.can_listen(maddr):
+            raise ListenError(
+                f"cannot listen on {maddr}: it is not an address to listen on; it should look like /ip4/0.0.0.0/tcp/0"
+            )
+        listener = self._transport.create_listener(self._accept)  # type: ignore[arg-type]  # all of ours give RawConnections
+        listener.background_nursery = self._nursery  # type: ignore[attr-defined]
+        await listener.listen(maddr)
+        self._listeners.append(listener)
+
+    async def _accept(self, raw: RawConnection) -> None:
+        """Secure one accepted connection; runs in the host's nursery."""
+        if self._handshakes >= self.settings.max_handshakes or not self._make_room():
+            await raw.close()
+            return
+        assert self._upgrader is not None
+        self._handshakes += 1
+        try:
+            with trio.fail_after(self.settings.handshake_timeout):
+                muxer = await self._upgrader.inbound(raw)
+        except (TransportError, trio.TooSlowError) as error:
+            logger.debug("a connection from %s did not get through its handshake: %s", raw.remote, error)
+            return
+        finally:
+            self._handshakes -= 1
+        connection = self._wrap(muxer, raw, outbound=False)
+        if connection.peer_id == self.peer_id:
+            await connection.aclose()
+            return
+        try:
+            self._register(connection)
+        except TransportError as error:
+            logger.debug("a connection from %s was refused: %s", raw.remote, error)
+            await connection.aclose()
+
+    async def _attempt(self, peer_id: PeerID, maddr: Multiaddr) -> MuxedConnection:
+        assert self._upgrader is not None
+        raw = await self._transport.dial(maddr)
+        assert isinstance(raw, RawConnection)
+        return self._wrap(await self._upgrader.outbound(raw, peer_id), raw, outbound=True)
+
+    def _wrap(self, muxer: Muxer, raw: RawConnection, *, outbound: bool) -> MuxedConnection:
+        return MuxedConnection(
+            muxer, muxer.peer_id, raw.remote, outbound=outbound, opened_at=trio.current_time(), settings=self.settings
+        )
+
+    def _register(self, connection: MuxedConnection) -> None:
+        """Take a new connection into use. Raises TransportError when there is no room."""
+        nursery, dialer = self._running()
+        if not self._make_room():
+            raise TransportError(
+                f"all {self.settings.max_connections} connections are in use; raise transport.max_connections"
+            )
+        for loser in self._connections.add(connection):
+            nursery.start_soon(self._retire, loser)
+        self._book.heard_of(connection.peer_id)
+        nursery.start_soon(self._serve, connection)
+        if not connection.outbound:
+            dialer.connected(connection)
+
+    def _make_room(self) -> bool:
+        if len(self._connections) < self.settings.max_connections:
+            return True
+        idle = self._connections.idlest()
+        if idle is None or self._nursery is None:
+            return False
+        self._connections.remove(idle)
+        self._nursery.start_soon(idle.aclose)
+        return True
+
+    async def _serve(self, connection: MuxedConnection) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._identify, connection)
+                await connection.serve(self._handlers)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._connections.remove(connection)
+
+    async def _retire(self, connection: MuxedConnection) -> None:
+        """Close a connection that another one replaced, once nobody has used it for a while."""
+        while not connection.closed:
+            await trio.sleep(_RETIRE_AFTER)
+            if connection.idle and trio.current_time() - connection.used_at >= _RETIRE_AFTER:
+                await connection.aclose()
+
+    async def _identify(self, connection: MuxedConnection) -> None:
+        """Ask a new peer where it listens."""
+        try:
+            with trio.move_on_after(self.settings.negotiate_timeout):
+                stream = await connection.open_stream(identify.IDENTIFY)
+                try:
+                    self._believe(connection.remote_maddr, stream.peer_id, await identify.read_addresses(stream))
+                finally:
+                    await stream.aclose()
+        except TransportError as error:
+            logger.debug("%s did not identify itself: %s", connection.peer_id, error)
+
+    async def _take_identify(self, stream: Stream) -> None:
+        """A peer tells by itself that its addresses changed."""
+        with trio.move_on_after(self.settings.negotiate_timeout):
+            maddrs = await identify.read_addresses(stream)
+            self._believe(self._remote_of(stream), stream.peer_id, maddrs)
+
+    async def _answer_identify(self, stream: Stream) -> None:
+        answer = identify.describe(
+            public_key=self.identity.public_key_bytes,
+            listening=self.visible_maddrs,
+            protocols=sorted(self._handlers),
+            observed=self._remote_of(stream),
+        )
+        try:
+            await stream.send_all(answer)
+        except StreamError as error:
+            logger.debug("%s asked who we are and left: %s", stream.peer_id, error)
+
+    def _remote_of(self, stream: Stream) -> Multiaddr | None:
+        connection = self._connections.best(stream.peer_id)
+        return connection.remote_maddr if connection is not None else None
+
+    def _believe(self, told_by: Multiaddr | None, peer_id: PeerID, maddrs: Iterable[Multiaddr]) -> None:
+        limit = self.settings.max_addresses_per_peer
+        self.add_addresses(peer_id, believable(maddrs, told_by=told_by, limit=limit))
+
+
+def _split(maddr: Multiaddr) -> tuple[Multiaddr, PeerID | None]:
+    try:
+        return split_peer(maddr)
+    except ValueError:
+        return maddr, None

@@ -1,0 +1,51 @@
+"""The seam between a connection and what multiplexes it, so that one muxer can take another's place."""
+
+from __future__ import annotations
+
+import abc
+
+from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.wire.peer_id import PeerID
+
+
+class Muxer(abc.ABC):
+    """Many streams over one secured connection. Whoever makes it calls :meth:`run` in a task of its own."""
+
+    peer_id: PeerID
+    """Who is at the other end, as the handshake proved."""
+
+    @property
+    @abc.abstractmethod
+    def closed(self) -> bool:
+        """Whether it can carry no more streams."""
+
+    @property
+    @abc.abstractmethod
+    def stream_count(self) -> int:
+        """Streams open now, of both sides."""
+
+    @abc.abstractmethod
+    async def run(self) -> None:
+        """Carry the streams; returns when the connection has ended, for whatever reason."""
+
+    @abc.abstractmethod
+    async def open_stream(self) -> Stream:
+        """Open a stream on which no protocol has been agreed yet (``protocol`` is ``""``).
+
+        Waits while too many of ours are open.
+
+        Raises:
+            ConnectionLost
+        """
+
+    @abc.abstractmethod
+    async def accept_stream(self) -> Stream:
+        """The next stream that the peer opened.
+
+        Raises:
+            ConnectionLost
+        """
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Close the connection and every stream on it, within a second or so even when the peer does not answer."""

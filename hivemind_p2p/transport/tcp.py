@@ -1,0 +1,183 @@
+"""TCP as a libp2p ``ITransport``: IPv4, IPv6 and names, with failures that say what happened.
+
+libp2p's own TCP transport turns every failure into the same words, opens the same port twice without complaint
+(``SO_REUSEPORT``), and runs its listeners in tasks that belong to nobody. This one leaves a listener's task in the
+nursery that is set as its ``background_nursery``, as libp2p's swarm does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+from libp2p.abc import IListener, IRawConnection, ITransport
+from multiaddr import Multiaddr
+
+from hivemind_p2p.errors import ListenError, TransportError
+from hivemind_p2p.transport.addresses import Endpoint, endpoint_of, maddr_of, split_peer
+from hivemind_p2p.transport.raw import RawConnection
+
+_BACKLOG: Final = 1024
+_KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+
+Handler = Callable[[RawConnection], Awaitable[None]]
+
+
+class TCPTransport(ITransport):
+    """Dials and listens on ``/ip4|ip6|dns|dns4|dns6/.../tcp/...``."""
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        """Connect; a name's addresses are tried one after the other. Bound it with a cancel scope.
+
+        Raises:
+            TransportError: in words, why it failed.
+        """
+        bare, _ = split_peer(maddr)
+        endpoint = endpoint_of(bare)
+        if endpoint is None:
+            raise TransportError(f"{bare} is not a TCP address")
+        failures: list[str] = []
+        for family, target in await _resolve(endpoint):
+            sock = trio.socket.socket(family, socket.SOCK_STREAM)
+            try:
+                await sock.connect(target)
+            except OSError as error:
+                sock.close()
+                failures.append(_reason(error))
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return _wrap(trio.SocketStream(sock), initiator=True)
+        raise TransportError("; ".join(dict.fromkeys(failures)))
+
+    def create_listener(self, handler_function: Callable[..., Awaitable[None]]) -> TCPListener:
+        return TCPListener(handler_function)
+
+    def can_dial(self, maddr: Multiaddr) -> bool:
+        return endpoint_of(split_peer(maddr)[0]) is not None
+
+    def can_listen(self, maddr: Multiaddr) -> bool:
+        endpoint = endpoint_of(maddr)
+        return endpoint is not None and endpoint.ip is not None
+
+    def protocols(self) -> list[str]:
+        return ["tcp"]
+
+
+class TCPListener(IListener):
+    """Accepts connections on one address and hands each to ``handler``, in a task of ``background_nursery``."""
+
+    background_nursery: trio.Nursery
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._listener: trio.SocketListener | None = None
+        self._scope = trio.CancelScope()
+
+    async def listen(self, maddr: Multiaddr) -> None:
+        """Bind and start to accept.
+
+        Raises:
+            ListenError: the address is malformed, taken, or not of this machine.
+        """
+        endpoint = endpoint_of(maddr)
+        if endpoint is None or endpoint.ip is None:
+            raise ListenError(
+                f"cannot listen on {maddr}: it is not a TCP address; it should look like /ip4/0.0.0.0/tcp/31337"
+            )
+        if endpoint.port > 65535:
+            raise ListenError(f"cannot listen on {maddr}: ports end at 65535")
+        try:
+            self._listener = await _bind(endpoint)
+        except OSError as error:
+            raise ListenError(f"cannot listen on {maddr}: {_advice(error)}") from None
+        self.background_nursery.start_soon(self._serve)
+
+    async def _serve(self) -> None:
+        assert self._listener is not None
+        with self._scope:
+            while True:
+                try:
+                    stream = await self._listener.accept()
+                except OSError as error:
+                    if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                        raise
+                    await trio.sleep(0.1)  # out of descriptors: wait for some to come free, as trio.serve_tcp does
+                except trio.ClosedResourceError:
+                    return
+                else:
+                    self.background_nursery.start_soon(self._handler, _wrap(stream, initiator=False))
+
+    def get_addrs(self) -> tuple[Multiaddr, ...]:
+        """The bound address, with its real port."""
+        if self._listener is None:
+            return ()
+        host, port = self._listener.socket.getsockname()[:2]
+        return (Multiaddr(f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"),)
+
+    async def close(self) -> None:
+        self._scope.cancel()
+        if self._listener is not None:
+            await self._listener.aclose()
+
+    def __repr__(self) -> str:
+        return f"<TCPListener on {', '.join(map(str, self.get_addrs())) or 'nothing'}>"
+
+
+async def _bind(endpoint: Endpoint) -> trio.SocketListener:
+    sock = trio.socket.socket(endpoint.family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it would let two programs share the port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if endpoint.family == socket.AF_INET6:  # so that :: and 0.0.0.0 can both be listened on, each with its own
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind((endpoint.host, endpoint.port))
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketListener(sock)
+
+
+async def _resolve(endpoint: Endpoint) -> list[tuple[int, Any]]:
+    try:
+        found = await trio.socket.getaddrinfo(
+            endpoint.host, endpoint.port, family=endpoint.family, type=socket.SOCK_STREAM
+        )
+    except OSError as error:
+        raise TransportError(f"the name {endpoint.host!r} cannot be resolved: {error.strerror or error}") from None
+    return [(family, target) for family, _, _, _, target in found]
+
+
+def _wrap(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:
+    """Trio has turned Nagle's delay off. Keep-alive finds out about peers that lost power within a minute or so."""
+    try:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE:
+            if hasattr(socket, name):
+                stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        remote = maddr_of(*stream.socket.getpeername()[:2])
+    except OSError:  # it is gone already; the first read will say so
+        return RawConnection(stream, None, initiator=initiator)
+    return RawConnection(stream, remote, initiator=initiator)
+
+
+def _reason(error: OSError) -> str:
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another program listens there; stop it, choose another port, or port 0 for a free one"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "the address is not one of this machine; use one of its own, or 0.0.0.0 (:: for IPv6) for all of them"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "ports below 1024 are for privileged programs; choose a higher one"
+    if error.errno == errno.EAFNOSUPPORT:
+        return "this machine does not speak that address family; use the other one"
+    return f"{_reason(error)}; choose another address"

@@ -1,0 +1,42 @@
+"""What the transport tests share: hosts on loopback and handlers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from multiaddr import Multiaddr
+
+from hivemind_p2p.config import TransportSettings
+from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.transport.host import Host
+from hivemind_p2p.transport.identity import Identity
+
+ECHO = "/echo/1.0.0"
+LOOPBACK = Multiaddr("/ip4/127.0.0.1/tcp/0")
+
+
+async def echo(stream: Stream) -> None:
+    while data := await stream.receive_some():
+        await stream.send_all(data)
+
+
+@asynccontextmanager
+async def two_hosts(
+    settings: TransportSettings | None = None, *, listen: Sequence[Multiaddr] = (LOOPBACK,)
+) -> AsyncIterator[tuple[Host, Host]]:
+    """A host that listens and echoes, and one that only dials and knows its address; not connected yet."""
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(Host(Identity.generate(), host_maddrs=listen, settings=settings))
+        client = await stack.enter_async_context(Host(Identity.generate(), settings=settings))
+        server.set_stream_handler(ECHO, echo)
+        client.add_addresses(server.peer_id, server.visible_maddrs)
+        yield server, client
+
+
+async def roundtrip(host: Host, peer: Host, data: bytes = b"ping") -> bytes:
+    """Send ``data`` over a new stream and return what comes back."""
+    async with await host.open_stream(peer.peer_id, ECHO) as stream:
+        await stream.send_all(data)
+        await stream.send_eof()
+        return await stream.read_exactly(len(data))
