@@ -1,0 +1,237 @@
+"""The iterative lookup (section 2.3 of the paper) for many targets at once, as a state machine.
+
+Ask it what to ask (``next_requests``), send that, feed back what came of it (``answered`` or ``failed``)::
+
+    lookup = Lookup(targets, seeds, own=own)
+    while not lookup.done:
+        for request in lookup.next_requests():     # at most alpha in flight per target
+            ...                                    # ask request.contact for request.targets
+        lookup.answered(request, own_id, {target: contacts})   # or lookup.failed(request), in any order
+
+The rules, all of them:
+
+1. A target's *beam* is the ``width`` nearest contacts that we know of and that have not failed. The target is finished
+   when everyone in its beam has answered for it, when its caller says so (``finish``), or when it has cost
+   ``max_requests``.
+2. Of everyone in a beam that was not asked for that target yet, the nearest is asked next, while fewer than ``alpha``
+   requests are in flight for the target, and fewer than ``max_parallel`` for all.
+3. A request carries every unfinished target in whose beam its contact is, up to ``targets_per_request``, nearest
+   first. All contacts that anyone told of are weighed for all targets. So in a bulk lookup a peer is asked once for
+   all that it may know; it is asked again only if later failures move it into another beam, or for targets that its
+   answer left out. One peer has at most one request in flight.
+4. A contact that fails is out of every beam, for the whole lookup; the next nearest moves up.
+5. Nobody is believed too much. Of an answer, the first ``width`` contacts per target count. An answer that names an
+   other node id than the one we were told counts as a failure of the contact that we were told of, and the peer goes
+   on under the id that it gave itself; what others still say of it is ignored. Ourselves are ignored.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import insort
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic
+
+from hivemind_p2p.kademlia.ids import Contact, NodeID, P
+
+
+@dataclass(frozen=True, eq=False)
+class Request(Generic[P]):
+    """Ask ``contact`` for the nodes nearest to each of ``targets``."""
+
+    contact: Contact[P]
+    targets: tuple[NodeID, ...]
+
+
+@dataclass(slots=True)
+class _Target(Generic[P]):
+    """One search: ``ranked`` is sorted by distance and holds contacts that did not fail."""
+
+    target: NodeID
+    ranked: list[tuple[int, int, Contact[P]]] = field(default_factory=list)
+    asked: set[Contact[P]] = field(default_factory=set)
+    answered: set[Contact[P]] = field(default_factory=set)
+    in_flight: int = 0
+    requests: int = 0
+
+
+class Lookup(Generic[P]):
+    """Find the nodes nearest to some ids.
+
+    Args:
+        targets: the ids, in any number.
+        seeds: contacts to start from, any order.
+        own: who we are.
+        width: how many nearest nodes must answer before a target is finished; the paper's ``k``.
+        alpha: requests in flight per target.
+        max_parallel: requests in flight in all.
+        targets_per_request: the most targets that one request asks for.
+        max_requests: the most requests spent on one target, whatever peers say.
+    """
+
+    def __init__(
+        self,
+        targets: Iterable[NodeID],
+        seeds: Iterable[Contact[P]],
+        *,
+        own: Contact[P],
+        width: int = 20,
+        alpha: int = 3,
+        max_parallel: int = 64,
+        targets_per_request: int = 64,
+        max_requests: int = 200,
+    ) -> None:
+        self.own, self.width, self.alpha, self.max_parallel = own, width, alpha, max_parallel
+        self.targets_per_request, self.max_requests = targets_per_request, max_requests
+        self._targets: dict[NodeID, _Target[P]] = {target: _Target(target) for target in targets}
+        self._unfinished = dict(self._targets)
+        self._known: set[Contact[P]] = set()
+        self._true_id: dict[P, NodeID] = {}
+        self._busy: set[P] = set()
+        self._order = itertools.count()
+        for contact in seeds:
+            self._learn(contact)
+        self._finish_what_is_complete()
+
+    @property
+    def done(self) -> bool:
+        """Whether every target is finished; what is still in flight does not matter any more."""
+        return not self._unfinished
+
+    @property
+    def in_flight(self) -> int:
+        """Requests handed out and not fed back."""
+        return len(self._busy)
+
+    def is_finished(self, target: NodeID) -> bool:
+        """Whether the search for one target is over."""
+        return target not in self._unfinished
+
+    def next_requests(self) -> list[Request[P]]:
+        """What to ask now; empty when there is nothing to do before one that is in flight comes back."""
+        requests: list[Request[P]] = []
+        for search in sorted(self._unfinished.values(), key=lambda search: search.in_flight):
+            while search.in_flight < self.alpha and len(self._busy) < self.max_parallel:
+                contact = self._next_contact(search)
+                if contact is None:
+                    break
+                requests.append(self._request(contact, search))
+        return requests
+
+    def answered(self, request: Request[P], node_id: NodeID, neighbours: Mapping[NodeID, Iterable[Contact[P]]]) -> None:
+        """Feed an answer.
+
+        Args:
+            request: what it answers.
+            node_id: the id that the peer gave itself.
+            neighbours: for each target, whom the peer named. Targets that are left out are asked for again, unless all
+                are, which is a failure.
+        """
+        contact = Contact(node_id, request.contact.peer)
+        if not any(target in neighbours for target in request.targets):
+            self.failed(request)
+            return
+        if contact != request.contact or contact.peer not in self._true_id:
+            self._settle_identity(contact)
+        self._came_back(request)
+        for target in request.targets:
+            search = self._targets[target]
+            search.asked.discard(request.contact)
+            if target in neighbours:
+                search.asked.add(contact)
+                search.answered.add(contact)
+                for neighbour in itertools.islice(neighbours[target], self.width):
+                    self._learn(neighbour)
+        self._finish_what_is_complete()
+
+    def failed(self, request: Request[P]) -> None:
+        """Feed a failure: no answer in time, no connection, or nonsense."""
+        self._came_back(request)
+        self._forget(request.contact)
+        self._finish_what_is_complete()
+
+    def finish(self, target: NodeID) -> None:
+        """End the search for one target: the caller has found what it wanted."""
+        self._unfinished.pop(target, None)
+
+    def nearest(self, target: NodeID) -> Sequence[Contact[P]]:
+        """The ``width`` contacts nearest to ``target`` of all that answered anything in this lookup, nearest first."""
+        alive = [contact for _, _, contact in self._targets[target].ranked if contact.peer in self._true_id]
+        return alive[: self.width]
+
+    def __repr__(self) -> str:
+        return (
+            f"<Lookup {len(self._targets) - len(self._unfinished)}/{len(self._targets)} targets finished, "
+            f"{len(self._known)} contacts, {len(self._busy)} in flight>"
+        )
+
+    def _next_contact(self, search: _Target[P]) -> Contact[P] | None:
+        """Rule 2."""
+        if search.requests >= self.max_requests:
+            return None
+        for _, _, contact in search.ranked[: self.width]:
+            if contact not in search.asked and contact.peer not in self._busy:
+                return contact
+        return None
+
+    def _request(self, contact: Contact[P], search: _Target[P]) -> Request[P]:
+        """Rule 3."""
+        others = sorted(
+            (other for other in self._unfinished.values() if other is not search and self._wants(other, contact)),
+            key=lambda other: other.target ^ contact.node_id,
+        )
+        searches = [search, *others[: self.targets_per_request - 1]]
+        for chosen in searches:
+            chosen.asked.add(contact)
+            chosen.in_flight += 1
+            chosen.requests += 1
+        self._busy.add(contact.peer)
+        return Request(contact, tuple(chosen.target for chosen in searches))
+
+    def _wants(self, search: _Target[P], contact: Contact[P]) -> bool:
+        if contact in search.asked or search.requests >= self.max_requests:
+            return False
+        full = len(search.ranked) >= self.width
+        return not full or contact.node_id ^ search.target <= search.ranked[self.width - 1][0]
+
+    def _learn(self, contact: Contact[P]) -> None:
+        """Rule 3, weighed for all targets; rule 5."""
+        if contact in self._known or contact.node_id == self.own.node_id or contact.peer == self.own.peer:
+            return
+        if self._true_id.get(contact.peer, contact.node_id) != contact.node_id:
+            return
+        self._known.add(contact)
+        # A few beams' worth is kept per target to fall back on when those in the beam fail.
+        keep = 4 * self.width
+        order = next(self._order)
+        for search in self._unfinished.values():
+            item = (contact.node_id ^ search.target, order, contact)
+            if len(search.ranked) < keep or item < search.ranked[-1]:
+                insort(search.ranked, item)
+                del search.ranked[keep:]
+
+    def _settle_identity(self, contact: Contact[P]) -> None:
+        """Rule 5: a peer is whom it says it is, and nobody else."""
+        self._true_id[contact.peer] = contact.node_id
+        for told in [known for known in self._known if known.peer == contact.peer and known != contact]:
+            self._forget(told)
+        self._learn(contact)
+
+    def _forget(self, contact: Contact[P]) -> None:
+        """Rule 4. It stays in ``_known``, so that nobody can make us believe in it again."""
+        self._known.add(contact)
+        for search in self._targets.values():
+            search.ranked = [item for item in search.ranked if item[2] != contact]
+
+    def _came_back(self, request: Request[P]) -> None:
+        self._busy.discard(request.contact.peer)
+        for target in request.targets:
+            self._targets[target].in_flight -= 1
+
+    def _finish_what_is_complete(self) -> None:
+        """Rule 1."""
+        for target, search in list(self._unfinished.items()):
+            spent = search.requests >= self.max_requests and search.in_flight == 0
+            if spent or all(contact in search.answered for _, _, contact in search.ranked[: self.width]):
+                del self._unfinished[target]
