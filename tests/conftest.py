@@ -1,9 +1,19 @@
-"""What holds for every test: in CI (``CI=true``) nothing is skipped, except tests that need a GPU."""
+"""What holds for every test: in CI (``CI=true``) nothing is skipped, except tests that need a GPU.
+
+And what tests of several folders share: nodes as processes of their own.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Generator
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -18,3 +28,43 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, and CI skips nothing that is not marked gpu: {report.longrepr}"
     return report
+
+
+@dataclass
+class NodeProcess:
+    """A ``hivemind-p2p`` process that said that it is ready, and what it said."""
+
+    process: subprocess.Popen[str]
+    ready: dict[str, Any]
+
+    @property
+    def address(self) -> str:
+        return self.ready["addresses"][0]
+
+    def stop(self) -> tuple[int, str, str]:
+        """Ask it to stop; its exit status and what else it wrote on stdout and stderr."""
+        self.process.terminate()
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out, err
+
+
+@contextmanager
+def _node_process(*arguments: str) -> Iterator[NodeProcess]:
+    command = [sys.executable, "-m", "hivemind_p2p", *arguments, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        too_late = threading.Timer(60, process.kill)
+        too_late.start()
+        try:
+            line = process.stdout.readline()
+            assert line, f"{arguments} ended with {process.wait()}: {process.stderr.read()}"
+            yield NodeProcess(process, json.loads(line))
+        finally:
+            too_late.cancel()
+            process.kill()
+
+
+@pytest.fixture
+def start_node() -> Iterator[Callable[..., NodeProcess]]:
+    """``start_node("bootstrap", ...)``: the process, once it is ready; killed at the end of the test."""
+    with ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(_node_process(*arguments))
