@@ -243,7 +243,7 @@ class Host:
 
     async def _accept(self, raw: RawConnection) -> None:
         """Secure one accepted connection; runs in the host's nursery."""
-        if self._handshakes >= self.settings.max_handshakes or not self._make_room():
+        if self._handshakes >= self.settings.max_handshakes or not self._has_room():
             await raw.close()
             return
         assert self._upgrader is not None
@@ -280,10 +280,13 @@ class Host:
     def _register(self, connection: MuxedConnection) -> None:
         """Take a new connection into use. Raises TransportError when there is no room."""
         nursery, dialer = self._running()
-        if not self._make_room():
+        if not self._has_room():
             raise TransportError(
                 f"all {self.settings.max_connections} connections are in use; raise transport.max_connections"
             )
+        if len(self._connections) >= self.settings.max_connections and (idle := self._connections.idlest()):
+            self._connections.remove(idle)
+            nursery.start_soon(idle.aclose)
         for loser in self._connections.add(connection):
             nursery.start_soon(self._retire, loser)
         self._book.heard_of(connection.peer_id)
@@ -291,15 +294,9 @@ class Host:
         if not connection.outbound:
             dialer.connected(connection)
 
-    def _make_room(self) -> bool:
-        if len(self._connections) < self.settings.max_connections:
-            return True
-        idle = self._connections.idlest()
-        if idle is None or self._nursery is None:
-            return False
-        self._connections.remove(idle)
-        self._nursery.start_soon(idle.aclose)
-        return True
+    def _has_room(self) -> bool:
+        """Whether one more connection is possible, if need be for an idle one."""
+        return len(self._connections) < self.settings.max_connections or self._connections.idlest() is not None
 
     async def _serve(self, connection: MuxedConnection) -> None:
         try:

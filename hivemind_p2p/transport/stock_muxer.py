@@ -200,6 +200,7 @@ class StockStream(Stream):
         if self._closed:
             await trio.lowlevel.checkpoint()
             return
+        self._closed = True
         try:
             if not self._dead():
                 if not self._eof_sent:
@@ -215,8 +216,9 @@ class StockStream(Stream):
         await trio.lowlevel.checkpoint()
 
     async def reset(self) -> None:
+        closed, self._closed = self._closed, True
         try:
-            if not self._closed and not self._dead():
+            if not closed and not self._dead():
                 await self._muxer.framed(self._stream.reset)
         except ConnectionLost:
             pass  # gone all the same
@@ -231,7 +233,6 @@ class StockStream(Stream):
         await self._muxer.framed(self._stream.close)
 
     def _release(self) -> None:
-        self._closed = True
         self._wake.set()
         if self._owns_slot:
             self._owns_slot = False
