@@ -81,7 +81,79 @@ class RPCSettings:
 
 @dataclass(frozen=True)
 class DHTSettings:
-    """The distributed hash table."""
+    """The distributed hash table. Times are in seconds; symbols in parentheses are the Kademlia paper's."""
+
+    bucket_size: int = 20
+    """Contacts per bucket, and how many nearest nodes a lookup hears before it ends (k)."""
+    depth_modulo: int = 5
+    """A full bucket that does not hold our own id splits until its depth is a multiple of this (b)."""
+    alpha: int = 4
+    """Requests in flight for one key of a lookup (alpha)."""
+    num_replicas: int = 5
+    """How many nearest nodes are asked to store a record; at most ``bucket_size``."""
+    parallel_rpc: int = 64
+    """Requests that this node has in flight in all; more wait."""
+    keys_per_request: int = 64
+    """The most keys that one of our find requests asks for."""
+    wait_timeout: float = 3.0
+    """A request is lost after this long."""
+    slow_after: float = 1.0
+    """A request that is not answered for this long holds up its lookup no more: another peer is asked beside it."""
+    lookup_timeout: float = 30.0
+    """A lookup ends after this long with what it has found by then."""
+    bootstrap_timeout: float = 15.0
+    """How long an initial peer may take to answer, connecting included. Once one has answered, the others have
+    ``wait_timeout`` to follow."""
+    refresh_timeout: float | None = None
+    """A bucket from which nobody was heard for this long is refreshed by looking up an id in it. None: never, which is
+    fine for nodes that are in use."""
+    blacklist_time: float = 5.0
+    """A peer that did not answer is passed over for this long; 0 is never."""
+    backoff_rate: float = 2.0
+    """With each failure in a row, ``blacklist_time`` is multiplied by this, up to an hour."""
+    cache_locally: bool = True
+    """Keep what was found in our own cache."""
+    cache_nearest: int = 1
+    """Send what was found to this many of the nodes nearest to the key that did not have it, for their cache."""
+    cache_on_store: bool = True
+    """Keep what was stored in our own cache."""
+    cache_size: int = 10_000
+    """Records in the cache; what expires first is dropped first."""
+    cache_refresh_before_expiry: float = 5.0
+    """A record that was read from the cache is looked up again this long before it expires; 0 is never."""
+    reuse_get_requests: bool = True
+    """Callers who want the same key at the same time wait for one lookup."""
+    max_clock_skew: float = 3.0
+    """How far the clocks of peers may be apart: a node whose clock differs more from an initial peer's cannot join."""
+    max_record_bytes: int = 2**20
+    """The largest value, and the largest dictionary (subkeys and values together)."""
+    max_key_bytes: int = 4096
+    """The largest key or subkey, packed."""
+    max_subkeys: int = 10_000
+    """The most subkeys of one dictionary."""
+    max_stored_records: int = 100_000
+    """The most records that we keep for others; when full, new ones are refused until old ones expire."""
+    max_stored_bytes: int = 2**28
+    """The most bytes of records that we keep for others, and as many again in the cache."""
+    max_keys_per_message: int = 1024
+    """The most keys that one request of others may hold, and that one of our store requests holds."""
+    max_addresses: int = 6
+    """The most addresses told or taken beside one peer id."""
+
+    def __post_init__(self) -> None:
+        may_be_zero = {"blacklist_time", "cache_nearest", "cache_refresh_before_expiry"}
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or value is None or (value == 0 and name in may_be_zero):
+                continue
+            if not value > 0:
+                raise ConfigError(f"dht.{name} must be above zero, not {value}")
+        if self.num_replicas > self.bucket_size:
+            raise ConfigError(
+                f"dht.num_replicas must be at most dht.bucket_size ({self.bucket_size}), not {self.num_replicas}: a "
+                "lookup finds no more nodes than that"
+            )
+        if self.backoff_rate < 1:
+            raise ConfigError(f"dht.backoff_rate must be at least 1, not {self.backoff_rate}")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ The rules, all of them:
    when everyone in its beam has answered for it, when its caller says so (``finish``), or when it has cost
    ``max_requests``.
 2. Of everyone in a beam that was not asked for that target yet, the nearest is asked next, while fewer than ``alpha``
-   requests are in flight for the target, and fewer than ``max_parallel`` for all.
+   requests are in flight for the target, and fewer than ``max_parallel`` for all. A request that the caller calls
+   ``slow`` does not count for ``alpha`` any more: a few dead peers hold nobody up.
 3. A request carries every unfinished target in whose beam its contact is, up to ``targets_per_request``, nearest
    first. All contacts that anyone told of are weighed for all targets. So in a bulk lookup a peer is asked once for
    all that it may know; it is asked again only if later failures move it into another beam, or for targets that its
@@ -22,7 +23,8 @@ The rules, all of them:
 4. A contact that fails is out of every beam, for the whole lookup; the next nearest moves up.
 5. Nobody is believed too much. Of an answer, the first ``width`` contacts per target count. An answer that names an
    other node id than the one we were told counts as a failure of the contact that we were told of, and the peer goes
-   on under the id that it gave itself; what others still say of it is ignored. Ourselves are ignored.
+   on under the id that it gave itself; what others still say of it is ignored. One that gives different ids fails.
+   Ourselves are ignored.
 """
 
 from __future__ import annotations
@@ -89,10 +91,11 @@ class Lookup(Generic[P]):
         self._known: set[Contact[P]] = set()
         self._true_id: dict[P, NodeID] = {}
         self._busy: set[P] = set()
+        self._slow: set[Request[P]] = set()
         self._order = itertools.count()
         for contact in seeds:
             self._learn(contact)
-        self._finish_what_is_complete()
+        self._finish_complete(list(self._unfinished))
 
     @property
     def done(self) -> bool:
@@ -129,11 +132,13 @@ class Lookup(Generic[P]):
                 are, which is a failure.
         """
         contact = Contact(node_id, request.contact.peer)
-        if not any(target in neighbours for target in request.targets):
+        two_faced = self._true_id.get(contact.peer, node_id) != node_id
+        if two_faced or not any(target in neighbours for target in request.targets):
             self.failed(request)
             return
-        if contact != request.contact or contact.peer not in self._true_id:
-            self._settle_identity(contact)
+        changed: Iterable[NodeID] = request.targets
+        if contact.peer not in self._true_id and self._settle_identity(contact):
+            changed = list(self._unfinished)
         self._came_back(request)
         for target in request.targets:
             search = self._targets[target]
@@ -143,13 +148,20 @@ class Lookup(Generic[P]):
                 search.answered.add(contact)
                 for neighbour in itertools.islice(neighbours[target], self.width):
                     self._learn(neighbour)
-        self._finish_what_is_complete()
+        self._finish_complete(changed)
 
     def failed(self, request: Request[P]) -> None:
         """Feed a failure: no answer in time, no connection, or nonsense."""
         self._came_back(request)
         self._forget(request.contact)
-        self._finish_what_is_complete()
+        self._finish_complete(list(self._unfinished))
+
+    def slow(self, request: Request[P]) -> None:
+        """Feed that an answer is long in coming. It may still come; others may be asked beside it."""
+        if request not in self._slow:
+            self._slow.add(request)
+            for target in request.targets:
+                self._targets[target].in_flight -= 1
 
     def finish(self, target: NodeID) -> None:
         """End the search for one target: the caller has found what it wanted."""
@@ -211,12 +223,14 @@ class Lookup(Generic[P]):
                 insort(search.ranked, item)
                 del search.ranked[keep:]
 
-    def _settle_identity(self, contact: Contact[P]) -> None:
-        """Rule 5: a peer is whom it says it is, and nobody else."""
+    def _settle_identity(self, contact: Contact[P]) -> bool:
+        """Rule 5: a peer is whom it says it is, and nobody else. Whether others had told of it wrongly."""
         self._true_id[contact.peer] = contact.node_id
-        for told in [known for known in self._known if known.peer == contact.peer and known != contact]:
+        wrong = [known for known in self._known if known.peer == contact.peer and known != contact]
+        for told in wrong:
             self._forget(told)
         self._learn(contact)
+        return bool(wrong)
 
     def _forget(self, contact: Contact[P]) -> None:
         """Rule 4. It stays in ``_known``, so that nobody can make us believe in it again."""
@@ -225,13 +239,14 @@ class Lookup(Generic[P]):
             search.ranked = [item for item in search.ranked if item[2] != contact]
 
     def _came_back(self, request: Request[P]) -> None:
+        self.slow(request)
+        self._slow.remove(request)
         self._busy.discard(request.contact.peer)
-        for target in request.targets:
-            self._targets[target].in_flight -= 1
 
-    def _finish_what_is_complete(self) -> None:
-        """Rule 1."""
-        for target, search in list(self._unfinished.items()):
+    def _finish_complete(self, targets: Iterable[NodeID]) -> None:
+        """Rule 1, for targets of which something may have changed."""
+        for target in targets:
+            search = self._targets[target]
             spent = search.requests >= self.max_requests and search.in_flight == 0
             if spent or all(contact in search.answered for _, _, contact in search.ranked[: self.width]):
-                del self._unfinished[target]
+                self._unfinished.pop(target, None)

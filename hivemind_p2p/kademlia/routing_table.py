@@ -2,8 +2,9 @@
 
 The table is a binary tree over the id space, kept as its leaves in order. Each leaf, a bucket, covers the ids that
 share a prefix of ``depth`` bits and holds at most ``k`` contacts, least recently heard of first. It starts as one
-bucket for everything. A full bucket splits in two when our own id is in its range, or when its depth is not a multiple
-of ``b``; so the table is fine-grained near ourselves, and everywhere fine enough that a lookup gains ``b`` bits a hop.
+bucket for everything. A full bucket splits in two when it may hold one of the ``k`` contacts nearest to us (our own id
+is in its range, or fewer than ``k`` are in nearer buckets), or when its depth is not a multiple of ``b``. So we know
+all of our neighbourhood, and of everything else enough that a lookup gains ``b`` bits a hop.
 
 A full bucket that may not split takes nobody new: nodes that have been up for long are the likeliest to stay. The
 newcomer waits in the bucket's replacement cache, and the least recently heard of contact is handed to the caller to
@@ -169,8 +170,11 @@ class RoutingTable(Generic[P]):
         return added
 
     def _may_split(self, bucket: Bucket[P]) -> bool:
-        ours = bucket.lower <= self.own.node_id < bucket.upper
-        return bucket.depth < self.space.bits and (ours or bucket.depth % self.depth_modulo != 0)
+        if bucket.depth >= self.space.bits or bucket.depth % self.depth_modulo != 0:
+            return bucket.depth < self.space.bits
+        distance = bucket.distance(self.own.node_id)
+        nearer = sum(len(other.contacts) for other in self.buckets if other.distance(self.own.node_id) < distance)
+        return nearer < self.bucket_size
 
     def _split(self, bucket: Bucket[P]) -> None:
         middle = (bucket.lower + bucket.upper) // 2

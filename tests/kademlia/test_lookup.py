@@ -118,6 +118,20 @@ def test_alpha_and_max_parallel_bound_what_is_in_flight():
     assert many.in_flight == 7
 
 
+def test_slow_requests_make_room_for_others_once():
+    lookup = Lookup([1], [node(n) for n in range(9)], own=OWN, alpha=2)
+    first, second = lookup.next_requests()
+    lookup.slow(first)
+    lookup.slow(first)
+    [third] = lookup.next_requests()
+    lookup.answered(first, first.contact.node_id, {1: []})  # late, but it counts
+    assert lookup.next_requests() == []
+    lookup.failed(second)
+    lookup.failed(third)
+    assert lookup.nearest(1) == [first.contact]
+    assert len(lookup.next_requests()) == 2
+
+
 def test_targets_per_request_bounds_a_request():
     lookup = Lookup(range(100), [node(1)], own=OWN, targets_per_request=30)
     sizes = []
@@ -150,6 +164,13 @@ def test_a_liar_that_names_itself_under_many_ids_is_asked_once_more_at_most():
     lookup = Lookup([target], [Contact(target, liar.peer)], own=OWN)
     assert drive(lookup, answer) == 1
     assert lookup.nearest(target) == [liar]
+
+
+def test_a_peer_that_changes_its_id_fails():
+    ids = iter(range(100, 200))
+    lookup = Lookup([1, 2], [Contact(99, "liar")], own=OWN, targets_per_request=1)
+    assert drive(lookup, lambda request: (next(ids), {request.targets[0]: []})) == 2
+    assert lookup.nearest(1) == lookup.nearest(2) == []
 
 
 def test_liars_without_end_are_cut_off():

@@ -85,8 +85,7 @@ def test_a_table_knows_all_of_its_own_neighbourhood(random):
 
 def full_far_bucket(table: RoutingTable[str]) -> list[int]:
     """Fill buckets until one that may not split is full; the ids in it."""
-    table.heard_from(contact(0b10000000), 0.0)
-    for node_id in range(4):
+    for node_id in (0b10000000, 0b10000001, *range(4)):
         table.heard_from(contact(node_id), 0.0)
     bucket = table.bucket_of(0)
     assert list(bucket.contacts) == [0, 1]
