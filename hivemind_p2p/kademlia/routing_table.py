@@ -103,9 +103,11 @@ class RoutingTable(Generic[P]):
         if node_id == self.own.node_id or peer == self.own.peer:
             return None
         bucket = self.bucket_of(node_id)
-        holder = bucket.contacts.get(node_id, bucket.replacements.get(node_id))
-        if holder is not None and holder != peer:
+        holder = bucket.contacts.get(node_id, peer)
+        if holder != peer:
             return self._to_ping(bucket, Contact(node_id, holder))
+        if bucket.replacements.get(node_id, peer) != peer:  # nobody vouches for a replacement
+            self.remove(node_id)
         known_as = self._ids.get(peer)
         if known_as is not None and known_as != node_id:
             self.remove(known_as)

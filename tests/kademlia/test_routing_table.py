@@ -141,6 +141,14 @@ def test_an_id_belongs_to_whom_had_it_first_until_that_one_fails():
     assert list(table) == [Contact(7, "second")]
 
 
+def test_an_id_of_a_replacement_belongs_to_whom_has_it_last():
+    table = small_table()
+    full_far_bucket(table)
+    table.heard_from(Contact(3, "second"), 1.0)
+    assert table.bucket_of(3).replacements == {2: "peer2", 3: "second"}
+    assert table.id_of("peer3") is None
+
+
 def test_stale_buckets_are_those_from_which_nobody_was_heard():
     table = small_table()
     for node_id in (1, 2, 200, 250):
