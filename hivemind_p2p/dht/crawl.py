@@ -1,0 +1,108 @@
+"""``Crawl``: one lookup on the network. It sends what the pure ``Lookup`` says and feeds back what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import trio
+
+from hivemind_p2p.dht.keys import DHTID
+from hivemind_p2p.dht.messages import FindAnswer, PeerContact
+from hivemind_p2p.dht.protocol import DHTProtocol
+from hivemind_p2p.kademlia import Lookup, Request
+from hivemind_p2p.wire.peer_id import PeerID
+
+
+class Crawl:
+    """Ask peers nearer and nearer to some ids: ``await Crawl(protocol, targets).run()``, then ``nearest``.
+
+    Args:
+        targets: ids of nodes or keys.
+        on_answer: called with every answer, before the next requests; it may ``finish`` targets.
+        on_finished: called once for every target, when its search is over.
+    """
+
+    def __init__(
+        self,
+        protocol: DHTProtocol,
+        targets: Iterable[DHTID],
+        *,
+        on_answer: Callable[[PeerContact, FindAnswer], None] = lambda contact, answer: None,
+        on_finished: Callable[[DHTID], None] = lambda target: None,
+    ) -> None:
+        self._protocol, self._on_answer, self._on_finished = protocol, on_answer, on_finished
+        settings, now = protocol.settings, protocol.clock()
+        self._unfinished = dict.fromkeys(targets)
+        seeds = {
+            contact: None
+            for target in self._unfinished
+            for contact in protocol.table.nearest(target, settings.bucket_size)
+            if not protocol.blacklist.passes_over(contact.peer, now)
+        }
+        self.lookup: Lookup[PeerID] = Lookup(
+            self._unfinished,
+            seeds,
+            own=protocol.own,
+            width=settings.bucket_size,
+            alpha=settings.alpha,
+            max_parallel=settings.parallel_rpc,
+            targets_per_request=settings.keys_per_request,
+        )
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Search until every target is finished, or until ``lookup_timeout``."""
+        with trio.move_on_after(self._protocol.settings.lookup_timeout):
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._go_on()
+        self._nursery = None
+        for target in list(self._unfinished):
+            self.lookup.finish(target)
+        self._report_finished()
+
+    def finish(self, target: DHTID) -> None:
+        """End the search for one target: it was found, or nobody wants it any more."""
+        self.lookup.finish(target)
+        self._go_on()
+
+    def nearest(self, target: DHTID) -> Sequence[PeerContact]:
+        """The nodes nearest to ``target`` that answered, nearest first; not ourselves."""
+        return self.lookup.nearest(target)
+
+    def __repr__(self) -> str:
+        return f"<Crawl {self.lookup!r}>"
+
+    def _go_on(self) -> None:
+        self._report_finished()
+        if self._nursery is None:
+            return
+        for request in self.lookup.next_requests():
+            self._nursery.start_soon(self._ask, request)
+        if self.lookup.done:
+            self._nursery.cancel_scope.cancel()
+
+    async def _ask(self, request: Request[PeerID]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lose_patience, request)
+            answer = await self._protocol.find(request.contact.peer, request.targets)
+            nursery.cancel_scope.cancel()
+        if answer is None:
+            self.lookup.failed(request)
+        else:
+            neighbours = {target: found.nearest for target, found in answer.found.items()}
+            self.lookup.answered(request, answer.node_id, neighbours)
+            self._on_answer(request.contact, answer)
+        self._go_on()
+
+    async def _lose_patience(self, request: Request[PeerID]) -> None:
+        await trio.sleep(self._protocol.settings.slow_after)
+        self.lookup.slow(request)
+        self._go_on()
+
+    def _report_finished(self) -> None:
+        for target in [target for target in self._unfinished if self.lookup.is_finished(target)]:
+            # on_finished may finish other targets, and so bring us here again before we are through.
+            if target in self._unfinished:
+                del self._unfinished[target]
+                self._on_finished(target)

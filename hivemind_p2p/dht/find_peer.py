@@ -1,0 +1,40 @@
+"""Where a peer is: the lookup that the network asks for when it knows no address that works.
+
+A node's id is the SHA-1 of its peer id unless it chose another, so that finding a peer is an ordinary lookup: the nodes
+nearest to that id know the peer, and tell its addresses beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from multiaddr import Multiaddr
+
+from hivemind_p2p.dht.asking import is_asking
+from hivemind_p2p.dht.crawl import Crawl
+from hivemind_p2p.dht.keys import node_id_of
+from hivemind_p2p.dht.messages import FindAnswer, PeerContact
+from hivemind_p2p.dht.protocol import DHTProtocol
+from hivemind_p2p.wire.peer_id import PeerID
+
+
+async def find_peer(protocol: DHTProtocol, peer_id: PeerID) -> Sequence[Multiaddr]:
+    """Addresses of a peer, new ones first, as the swarm tells them; empty when nobody knows any.
+
+    The lookup ends at the first answer with an address that we did not know. While a lookup is under way it may find
+    that it has to dial a peer; that dial does not start another lookup, and gets no addresses here.
+    """
+    if is_asking() or peer_id == protocol.own.peer:
+        return []
+    known = set(protocol.network.addresses(peer_id))
+    told: dict[Multiaddr, None] = {}
+    target = node_id_of(peer_id)
+
+    def on_answer(contact: PeerContact, answer: FindAnswer) -> None:
+        told.update(dict.fromkeys(answer.addresses.get(peer_id, ())))
+        if contact.peer == peer_id or not known.issuperset(told):
+            crawl.finish(target)
+
+    crawl = Crawl(protocol, [target], on_answer=on_answer)
+    await crawl.run()
+    return sorted({**told, **dict.fromkeys(protocol.network.addresses(peer_id))}, key=lambda maddr: maddr in known)

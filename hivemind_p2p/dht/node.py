@@ -1,0 +1,277 @@
+"""``DHTNode``: one node of the distributed hash table.
+
+It speaks hivemind 1.1's DHT. Keys, subkeys and values are anything that msgpack can carry; every record expires, and of
+two records for one key the one that expires later is the newer. This file is the front door: what is found comes from
+``search``, what is stored goes through ``store``, ``caching`` and ``upkeep`` work behind, ``protocol`` talks to peers.
+"""
+
+from __future__ import annotations
+
+import logging
+import random as random_module
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import trio
+from multiaddr import Multiaddr
+
+from hivemind_p2p.config import DHTSettings
+from hivemind_p2p.dht import keys as keys_module
+from hivemind_p2p.dht.caching import Caching
+from hivemind_p2p.dht.clock import get_dht_time
+from hivemind_p2p.dht.crawl import Crawl
+from hivemind_p2p.dht.find_peer import find_peer
+from hivemind_p2p.dht.join import join
+from hivemind_p2p.dht.keys import DHTID, DHTKey, DHTValue, Subkey
+from hivemind_p2p.dht.messages import PeerContact, StoreItem
+from hivemind_p2p.dht.protocol import DHTProtocol
+from hivemind_p2p.dht.search import Searches
+from hivemind_p2p.dht.store import store_items
+from hivemind_p2p.dht.upkeep import Upkeep
+from hivemind_p2p.errors import InvalidRecord, NodeClosed
+from hivemind_p2p.kademlia import ValueWithExpiration
+from hivemind_p2p.kademlia.records import Record
+from hivemind_p2p.wire import msgpack
+from hivemind_p2p.wire.peer_id import PeerID
+
+if TYPE_CHECKING:
+    from hivemind_p2p.rpc import RPC
+
+logger = logging.getLogger(__name__)
+
+
+class DHTNode:
+    """``async with DHTNode(rpc) as dht``: serve the DHT while inside, store and get.
+
+    Args:
+        rpc: makes and serves the calls; must outlive the node.
+        settings: bounds, timeouts, caching; see :class:`~hivemind_p2p.config.DHTSettings`.
+        node_id: our id, of 160 bits. By default the SHA-1 of our peer id, by which ``find_peer`` finds us.
+        client_mode: use the DHT without serving it: others do not take us into their tables.
+        clock: Unix time in seconds; another one only in tests.
+        random: chooses the ids that refresh the routing table.
+    """
+
+    def __init__(
+        self,
+        rpc: RPC,
+        settings: DHTSettings | None = None,
+        *,
+        node_id: DHTID | None = None,
+        client_mode: bool = False,
+        clock: Callable[[], float] = get_dht_time,
+        random: random_module.Random | None = None,
+    ) -> None:
+        self.settings = settings if settings is not None else DHTSettings()
+        own_id = keys_module.node_id_of(rpc.network.peer_id) if node_id is None else node_id
+        self.protocol = DHTProtocol(rpc, self.settings, node_id=own_id, clock=clock, client_mode=client_mode)
+        self._upkeep = Upkeep(self.protocol, random if random is not None else random_module.Random())
+        self._caching = Caching(self.protocol, self._upkeep.send_later)
+        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
+        self._searches: Searches | None = None
+
+    @property
+    def node_id(self) -> DHTID:
+        """Our id."""
+        return self.protocol.own.node_id
+
+    async def __aenter__(self) -> Self:
+        if self._nursery_manager is not None:
+            raise NodeClosed("this DHT node was started before; make a new one instead of entering one twice")
+        self._nursery_manager = trio.open_nursery()
+        nursery = await self._nursery_manager.__aenter__()
+        self._nursery = nursery
+        self._searches = Searches(self.protocol, nursery, self._caching.after_get)
+        nursery.start_soon(self._upkeep.run)
+        nursery.start_soon(self._caching.run, self._searches)
+        self.protocol.serve()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._nursery_manager is not None
+        self.protocol.stop()
+        self._searches = None
+        self._nursery.cancel_scope.cancel()
+        if error is None or isinstance(error, Exception):
+            # The caller's own exception passes by the nursery, which would wrap it in a group.
+            await self._nursery_manager.__aexit__(None, None, None)
+            return None
+        return await self._nursery_manager.__aexit__(kind, error, trace)
+
+    async def bootstrap(self, initial_peers: Iterable[str | Multiaddr]) -> None:
+        """Join a swarm through any live one of its peers, all tried at once.
+
+        Args:
+            initial_peers: addresses, each ending in ``/p2p/<peer id>``.
+
+        Raises:
+            BootstrapError: none of them answered; it says what happened at each.
+        """
+        self._running()
+        await join(self.protocol, initial_peers)
+
+    async def store(
+        self,
+        key: DHTKey,
+        value: DHTValue,
+        expiration_time: float,
+        subkey: Subkey = None,
+        exclude_self: bool = False,
+    ) -> bool:
+        """Store a value at the ``num_replicas`` nodes nearest to its key until it expires.
+
+        Args:
+            key: anything hashable that msgpack can carry.
+            value: anything that msgpack can carry.
+            expiration_time: Unix time in seconds.
+            subkey: store under this part of the key only; parts of one key live and expire on their own.
+            exclude_self: never store here, even if we are among the nearest.
+
+        Returns:
+            Whether any node accepted it. They refuse what does not expire later than what they have.
+
+        Raises:
+            InvalidRecord: no node would store it: it has expired, is too large, or cannot be packed.
+        """
+        subkeys = None if subkey is None else [subkey]
+        stored = await self.store_many([key], [value], [expiration_time], subkeys, exclude_self)
+        return stored[key if subkey is None else (key, subkey)]
+
+    async def store_many(
+        self,
+        keys: Sequence[DHTKey],
+        values: Sequence[DHTValue],
+        expiration_time: float | Sequence[float],
+        subkeys: Sequence[Subkey] | None = None,
+        exclude_self: bool = False,
+    ) -> dict[Any, bool]:
+        """Store many values at once; every peer is asked as few times as possible.
+
+        Args:
+            keys, values: of one length.
+            expiration_time: one for all, or one for each.
+            subkeys: one for each key; None for keys without.
+
+        Returns:
+            For each key, or ``(key, subkey)`` where there is a subkey, whether any node accepted it.
+
+        Raises:
+            InvalidRecord: as for :meth:`store`; then nothing was stored.
+        """
+        self._running()
+        times = list(expiration_time) if isinstance(expiration_time, Sequence) else [expiration_time] * len(keys)
+        parts = list(subkeys) if subkeys is not None else [None] * len(keys)
+        if not len(keys) == len(values) == len(times) == len(parts):
+            raise InvalidRecord(
+                f"{len(keys)} keys, {len(values)} values, {len(times)} expiration times and {len(parts)} subkeys "
+                "do not fit together: give one of each per record"
+            )
+        names = defaultdict[DHTID, list[Any]](list)
+        items = defaultdict[DHTID, list[StoreItem]](list)
+        now = self.protocol.clock()
+        for key, value, time, subkey in zip(keys, values, times, parts, strict=True):
+            key_id = keys_module.checked_key_id(key, self.settings)
+            tag = keys_module.checked_tag(subkey, self.settings)
+            keys_module.check_expiration(key, time, now)
+            packed = keys_module.checked_value(key, value, self.settings)
+            items[key_id].append(StoreItem(key_id, tag, packed, float(time)))
+            names[key_id].append(key if subkey is None else (key, subkey))
+        accepted = await store_items(self.protocol, items, exclude_self=exclude_self)
+        for key_id, its_items in items.items():
+            self._caching.after_store(key_id, its_items, accepted[key_id])
+        return {name: ok for key_id in items for name, ok in zip(names[key_id], accepted[key_id], strict=True)}
+
+    async def get(
+        self, key: DHTKey, latest: bool = False, *, sufficient_expiration_time: float | None = None
+    ) -> ValueWithExpiration[Any] | None:
+        """The value of a key, or None when nobody has one.
+
+        Args:
+            latest: ask all of the nodes nearest to the key, and take the value that expires last. Otherwise any value
+                that has not expired will do, ours before others'.
+            sufficient_expiration_time: something between: a value will do if it expires no earlier.
+
+        Returns:
+            ``(value, expiration_time)``. The value of a key with subkeys is a dictionary of
+            ``subkey: (value, expiration_time)``.
+
+        Raises:
+            InvalidRecord: the key cannot be one.
+        """
+        sufficient = float("inf") if latest else sufficient_expiration_time
+        return (await self.get_many([key], sufficient))[key]
+
+    async def get_many(
+        self, keys: Collection[DHTKey], sufficient_expiration_time: float | None = None
+    ) -> dict[DHTKey, ValueWithExpiration[Any] | None]:
+        """The values of many keys; see :meth:`get`. Every peer is asked as few times as possible."""
+        searches = self._running()
+        ids = {key: keys_module.checked_key_id(key, self.settings) for key in keys}
+        now = self.protocol.clock()
+        sufficient = now if sufficient_expiration_time is None else sufficient_expiration_time
+        self._caching.used(ids.values())
+        found = await searches.get_many(ids.values(), sufficient)
+        return {key: self._unpack(found[key_id]) for key, key_id in ids.items()}
+
+    async def find_nearest_nodes(
+        self, node_ids: Collection[DHTID], k_nearest: int | None = None, exclude_self: bool = False
+    ) -> dict[DHTID, list[PeerContact]]:
+        """The nodes nearest to some ids, nearest first.
+
+        Args:
+            k_nearest: how many of each; at most, and by default, ``bucket_size``.
+            exclude_self: whether to leave us out.
+        """
+        self._running()
+        crawl = Crawl(self.protocol, node_ids)
+        await crawl.run()
+        ours = [] if exclude_self or self.protocol.client_mode else [self.protocol.own]
+        count = self.settings.bucket_size if k_nearest is None else k_nearest
+        return {
+            node_id: sorted([*crawl.nearest(node_id), *ours], key=lambda contact: contact.node_id ^ node_id)[:count]
+            for node_id in node_ids
+        }
+
+    async def find_peer(self, peer_id: PeerID) -> Sequence[Multiaddr]:
+        """Addresses of a peer as the swarm tells them, without ``/p2p``; empty when nobody knows any.
+
+        Finds nodes that are no clients and did not choose a node id of their own.
+        """
+        self._running()
+        return await find_peer(self.protocol, peer_id)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._searches is None else "client" if self.protocol.client_mode else "serving"
+        return (
+            f"<DHTNode {self.node_id:040x}, {state}: {len(self.protocol.table)} contacts, "
+            f"{len(self.protocol.storage)} records, {len(self.protocol.cache)} cached>"
+        )
+
+    def _running(self) -> Searches:
+        if self._searches is None:
+            raise NodeClosed("this DHT node is not running: use it inside `async with DHTNode(rpc) as dht`")
+        return self._searches
+
+    def _unpack(self, found: ValueWithExpiration[Record] | None) -> ValueWithExpiration[Any] | None:
+        """What users see of a record. What is no msgpack cannot have been stored by ``store``: it is not there."""
+        if found is None:
+            return None
+        record, expiration_time = found
+        try:
+            if isinstance(record, bytes):
+                return ValueWithExpiration(msgpack.loads(record), expiration_time)
+        except ValueError as error:
+            logger.debug("found a value that is not msgpack: %s", error)
+            return None
+        entries = {}
+        for tag, (value, its_expiration) in record.items(self.protocol.clock()):
+            try:
+                entries[keys_module.subkey_from(tag)] = ValueWithExpiration(msgpack.loads(value), its_expiration)
+            except ValueError as error:
+                logger.debug("found a subkey whose value is not msgpack: %s", error)
+        return ValueWithExpiration(entries, expiration_time) if entries else None
