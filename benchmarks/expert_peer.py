@@ -23,7 +23,7 @@ def serve(system: str, torch_threads: int) -> None:
     import torch
 
     torch.set_num_threads(torch_threads)
-    dht_class, server_class, _ = load(system)
+    _, server_class, _ = load(system)
     first = server_class.create(
         expert_uids=["nop.0"], expert_cls="nop", hidden_dim=1024, optim_cls=None,
         host_maddrs=["/ip4/127.0.0.1/tcp/0"], start=True,
@@ -40,7 +40,7 @@ def serve(system: str, torch_threads: int) -> None:
 
 
 def use(system: str, peers: list) -> None:
-    """Call experts as told: ``{"expert", "rows", "backward", "calls"}`` or ``{..., "seconds"}``; answer in seconds per call."""
+    """Call experts as told (``{"expert", "rows", "backward", "calls" or "seconds"}``); answer in seconds per call."""
     import torch
 
     torch.set_num_threads(1)

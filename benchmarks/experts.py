@@ -65,8 +65,7 @@ def swarm(system: str, torch_threads: int) -> Iterator[list[Peer]]:
     try:
         peers.append(Peer(system, "server", str(torch_threads), torch_threads))
         known = json.dumps(json.loads(peers[0].answer())["peers"])
-        for _ in range(4):
-            peers.append(Peer(system, "client", known, 1))
+        peers += [Peer(system, "client", known, 1) for _ in range(4)]
         for client in peers[1:]:
             client.answer()
         yield peers[1:]

@@ -13,8 +13,8 @@ from benchmarks.report import INTEROP_PYTHON, ROOT, Row, options, publish, syste
 PEERS = {
     "DHT peer": "dht = hm.DHT(start=True, host_maddrs=['/ip4/127.0.0.1/tcp/0'])",
     "ffn server": (
-        "from {server} import Server; server = Server.create(expert_uids=['ffn.0.0'], expert_cls='ffn', hidden_dim=1024,"
-        " host_maddrs=['/ip4/127.0.0.1/tcp/0'], start=True)"
+        "from {server} import Server; server = Server.create(expert_uids=['ffn.0.0'], expert_cls='ffn',"
+        " hidden_dim=1024, host_maddrs=['/ip4/127.0.0.1/tcp/0'], start=True)"
     ),
 }
 MODULES = {"ours": ("hivemind_p2p", "hivemind_p2p"), "hivemind": ("hivemind", "hivemind.moe")}
