@@ -78,7 +78,7 @@ def test_every_block_is_run_somewhere():
     """Here, or by the tests of the demo; Docker needs its engine."""
     here = ["bootstrap --identity-path", "server --initial-peers", "import hivemind_p2p", "ping $PEER"]
     elsewhere = ["scripts/demo", "docker build"]
-    assert [next((text for text in here + elsewhere if text in body), None) for _, body in BLOCKS] == [
+    assert [next((text for text in elsewhere + here if text in body), None) for _, body in BLOCKS] == [
         "scripts/demo",
         *here,
         "docker build",
