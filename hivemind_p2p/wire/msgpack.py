@@ -2,6 +2,7 @@
 
 * ``0x40``: a tuple, packed as a list inside; plain lists stay lists.
 * ``0x50``: a dictionary value of the DHT: ``[maxsize, latest expiration, [[subkey, value, expiration], ...]]``.
+* ``0x51``: a tensor descriptor (see ``tensor_descriptor``), packed as a map inside.
 
 Strings are text, ``bytes`` are binary, and only the exact built-in types are packed (``strict_types``): a value comes
 back as what it was. Extensions are read inside each other, and each level takes much of the C stack: a few hundred in
@@ -17,10 +18,13 @@ from typing import Any, Final
 
 import msgpack
 
+from hivemind_p2p.wire.tensor_descriptor import TensorDescriptor
+
 _TUPLE: Final = 0x40
 _DICTIONARY: Final = 0x50
+_TENSOR_DESCRIPTOR: Final = 0x51
 MAX_DEPTH: Final = 16
-"""How many tuples and dictionary values may be inside each other."""
+"""How many extension values may be inside each other."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +76,27 @@ def _loads(raw: bytes, depth: int) -> Any:
 
 def _pack(value: object, depth: int) -> msgpack.ExtType:
     if depth > MAX_DEPTH:
-        raise ValueError(f"tuples are inside each other more than {MAX_DEPTH} deep")
+        raise ValueError(f"extension values are inside each other more than {MAX_DEPTH} deep")
     if isinstance(value, tuple):
         return msgpack.ExtType(_TUPLE, _dumps(list(value), depth))
     if isinstance(value, PackedDictionary):
         items = [list(item) for item in value.items]
         return msgpack.ExtType(_DICTIONARY, _dumps([value.maxsize, value.latest_expiration_time, items], depth))
+    if isinstance(value, TensorDescriptor):
+        return msgpack.ExtType(_TENSOR_DESCRIPTOR, _dumps(value.to_map(), depth))
     raise TypeError(f"{type(value).__name__} is not a type that msgpack can carry")
 
 
 def _unpack(code: int, data: bytes, depth: int) -> object:
-    if code not in (_TUPLE, _DICTIONARY):
+    if code not in (_TUPLE, _DICTIONARY, _TENSOR_DESCRIPTOR):
         return msgpack.ExtType(code, data)
     if depth > MAX_DEPTH:
         raise ValueError(f"extension types are inside each other more than {MAX_DEPTH} deep")
     inner = _loads(data, depth)
+    if code == _TENSOR_DESCRIPTOR:
+        if not isinstance(inner, dict):
+            raise ValueError("a tensor descriptor holds a map")
+        return TensorDescriptor.from_map(inner)
     if not isinstance(inner, list):
         raise ValueError(f"extension type {code:#x} holds a list")
     if code == _TUPLE:
