@@ -31,7 +31,8 @@ concern; nothing in the package raises a bare ``Exception``.
     │   ├── SchemaMismatch          tensors that do not fit the expert's schema
     │   ├── ExpertFailed            the expert's own code raised while it computed
     │   └── NotEnoughExperts        fewer than ``k_min`` experts answered a mixture
-    └── NodeClosed                  the node, server or runtime was shut down under the call
+    ├── NodeClosed                  the node, server or runtime was shut down under the call
+    └── WouldDeadlock               a synchronous call in the thread that would have to answer it
 """
 
 from __future__ import annotations
@@ -163,3 +164,7 @@ class NotEnoughExperts(ExpertError):
 
 class NodeClosed(HivemindError):
     """The node, server or runtime was shut down under the call, or had not been started."""
+
+
+class WouldDeadlock(HivemindError, RuntimeError):
+    """A synchronous call was made in the thread that would have to answer it: await the asynchronous one there."""

@@ -1,0 +1,7 @@
+"""Synchronous faces: what lives in Trio, used from threads that know no Trio."""
+
+from __future__ import annotations
+
+from hivemind_p2p.sync.portal_thread import Held, Portal, PortalFuture, portal
+
+__all__ = ["Held", "Portal", "PortalFuture", "portal"]

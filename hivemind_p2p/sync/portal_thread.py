@@ -1,0 +1,334 @@
+"""The portal: one background Trio thread per process, for threads that know no Trio.
+
+A caller hands over an asynchronous function and waits for a :class:`concurrent.futures.Future`. Everything runs in one
+nursery of the thread's one Trio run. Work is handed over by ``run_sync_soon`` alone, which may be called from anywhere:
+from threads of torch's autograd engine, from within another event loop, from ``__del__``.
+
+The thread starts with the first use and ends with the interpreter: what is still running is cancelled, which lets
+every ``async with`` clean up. A forked child has no such thread; what the parent had entered is not there, and the
+child's first use starts a thread of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, Generic, TypeVar, TypeVarTuple
+
+import trio
+
+from hivemind_p2p.errors import NodeClosed, WouldDeadlock
+
+_T = TypeVar("_T")
+_Args = TypeVarTuple("_Args")
+EXIT_TIMEOUT: Final = 15.0
+"""Seconds that clean-up may take when the interpreter exits."""
+
+logger = logging.getLogger(__name__)
+
+
+class PortalFuture(Future[_T]):
+    """A :class:`~concurrent.futures.Future` whose ``cancel`` also cancels the call, even after it began."""
+
+    def __init__(self, portal: Portal) -> None:
+        super().__init__()
+        self._portal = portal
+        self.scope = trio.CancelScope()
+
+    def cancel(self) -> bool:
+        """Cancel the call, unless it is done. Its clean-up goes on in the portal."""
+        cancelled = super().cancel()
+        if cancelled:
+            self._portal.soon(self.scope.cancel)
+        return cancelled
+
+    def result(self, timeout: float | None = None) -> _T:
+        """The result, or the error; see :class:`~concurrent.futures.Future`.
+
+        Raises:
+            WouldDeadlock, NodeClosed: it is not done, and as :meth:`Portal.check_may_wait` says.
+        """
+        if not self.done():
+            self._portal.check_may_wait()
+        return super().result(timeout)
+
+    def settle(self, result: _T | None = None, error: BaseException | None = None) -> None:
+        """Set the result or the error, unless somebody has cancelled."""
+        try:
+            if error is not None:
+                self.set_exception(error)
+            else:
+                self.set_result(result)  # type: ignore[arg-type]
+        except InvalidStateError:
+            pass
+
+
+class Portal:
+    """A Trio run in a thread of its own. Use :func:`portal`, which makes the process's one."""
+
+    def __init__(self) -> None:
+        started = Future[None]()
+        self._gone = False
+        self._closed: str | None = None
+        self._unsettled = set[PortalFuture[Any]]()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="hivemind_p2p portal", daemon=True)
+        self._thread.start()
+        started.result()
+
+    def call(self, async_fn: Callable[[*_Args], Awaitable[_T]], *args: *_Args) -> _T:
+        """Run ``async_fn(*args)`` in the portal and wait for it.
+
+        KeyboardInterrupt, or whatever else ends the wait, cancels the call.
+
+        Raises:
+            WouldDeadlock: this is the portal's own thread; call the asynchronous function instead.
+            NodeClosed: the portal is closed, or was closed before the call was done.
+        """
+        self.check_may_wait()
+        future = self.submit(async_fn, *args)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+            del future  # it holds the error, whose traceback holds this frame
+
+    def submit(self, async_fn: Callable[[*_Args], Awaitable[_T]], *args: *_Args) -> PortalFuture[_T]:
+        """Run ``async_fn(*args)`` in the portal; wait for the future, or cancel it, when you like.
+
+        Raises:
+            NodeClosed: the portal is closed.
+        """
+        future = PortalFuture[_T](self)
+        if not self.soon(self._start, future, async_fn, args):
+            raise NodeClosed(self._why_closed())
+        return future
+
+    def hold(self, manager: AbstractAsyncContextManager[_T]) -> Held[_T]:
+        """Begin to enter ``manager`` in the portal, to keep it until told otherwise; does not wait."""
+        return Held(self, manager)
+
+    def enter(self, manager: AbstractAsyncContextManager[_T]) -> tuple[_T, Callable[[], None]]:
+        """Enter ``manager`` in the portal and keep it.
+
+        Returns:
+            What it gave, and a function that leaves it and waits until it is left; it raises what leaving raised.
+
+        Raises:
+            WouldDeadlock, NodeClosed: as for :meth:`call`; and whatever entering raises.
+        """
+        held = self.hold(manager)
+        return held.value(), held.close
+
+    def soon(self, sync_fn: Callable[[*_Args], object], *args: *_Args) -> bool:
+        """Have the portal's thread call ``sync_fn(*args)``, which must not raise; False if it is closed."""
+        if self._closed is not None:
+            return False
+        try:
+            self._token.run_sync_soon(sync_fn, *args)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    def check_may_wait(self) -> None:
+        """Pass where waiting for the portal will end.
+
+        Raises:
+            WouldDeadlock: this is the portal's own thread.
+            NodeClosed: the portal's thread is gone.
+        """
+        if self._gone:
+            raise NodeClosed(self._why_closed())
+        if threading.get_ident() == self._thread.ident:
+            raise WouldDeadlock(
+                "a synchronous call was made in the thread that would have to answer it: inside asynchronous code of "
+                "this package (DHT.run_coroutine, for one), await the asynchronous function of the same name instead"
+            )
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Cancel all that runs and end the thread. Returns whether it ended within ``timeout`` seconds."""
+        if not self._gone:
+            self.check_may_wait()
+            self.soon(self._cancel_all)
+            self._thread.join(timeout)
+        return self._gone
+
+    def forget(self, why: str) -> None:
+        """Say that the thread is gone; every use raises :class:`~hivemind_p2p.errors.NodeClosed` with this reason."""
+        self._closed, self._gone = why, True
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more calls."""
+        return self._closed is not None
+
+    @property
+    def gone(self) -> bool:
+        """Whether its thread has ended, or stayed with the process that this one was forked from."""
+        return self._gone
+
+    def __repr__(self) -> str:
+        return f"<Portal, {f'closed: {self._closed}' if self.closed else f'{len(self._unsettled)} calls in flight'}>"
+
+    def _run(self, started: Future[None]) -> None:
+        """The thread's whole life."""
+        why = "the background Trio thread has ended"
+        try:
+            trio.run(self._serve, started)
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)
+            else:
+                why = f"the background Trio thread was ended by an error: {error!r}"
+                logger.exception("the background Trio thread was ended by an error")
+        self.forget(why)
+        for future in list(self._unsettled):
+            future.settle(error=NodeClosed(self._why_closed()))
+
+    async def _serve(self, started: Future[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._token = trio.lowlevel.current_trio_token()
+            started.set_result(None)
+            await trio.sleep_forever()
+
+    def _cancel_all(self) -> None:
+        self._closed = "the background Trio thread is ending"
+        self._nursery.cancel_scope.cancel()
+
+    def _why_closed(self) -> str:
+        return f"{self._closed or 'the background Trio thread is ending'}; nothing that lived in it can be used"
+
+    def _start(self, future: PortalFuture[_T], async_fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...]) -> None:
+        if self._closed is not None:
+            future.settle(error=NodeClosed(self._why_closed()))
+        elif not future.cancelled():
+            self._unsettled.add(future)
+            self._nursery.start_soon(self._call, future, async_fn, args)
+
+    async def _call(
+        self, future: PortalFuture[_T], async_fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...]
+    ) -> None:
+        try:
+            with future.scope:
+                future.settle(await async_fn(*args))
+        except trio.Cancelled:
+            future.settle(error=NodeClosed(self._why_closed()))
+            raise
+        except BaseException as error:  # the caller's, whatever it is
+            future.settle(error=error)
+        finally:
+            self._unsettled.discard(future)
+            del future  # it may hold the error, whose traceback holds this frame
+
+
+class Held(Generic[_T]):
+    """An asynchronous context manager that is entered in the portal and stays so until :meth:`close`."""
+
+    def __init__(self, portal: Portal, manager: AbstractAsyncContextManager[_T]) -> None:
+        self._portal = portal
+        self._enough = trio.Event()
+        self._entered = PortalFuture[_T](portal)
+        self._left = portal.submit(_hold, manager, self._entered, self._enough)
+        self._left.add_done_callback(self._entered_never)
+
+    def value(self, timeout: float | None = None) -> _T:
+        """What entering gave; waits until it is entered.
+
+        KeyboardInterrupt cancels the entering; a timeout does not.
+
+        Raises:
+            TimeoutError: it takes longer than ``timeout`` seconds.
+        """
+        try:
+            return self._entered.result(timeout)
+        except KeyboardInterrupt:
+            self._left.cancel()
+            raise
+
+    def close_soon(self) -> None:
+        """Leave it, without waiting."""
+        self._portal.soon(self._enough.set)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Leave it and wait until it is left. Leaving that takes longer than ``timeout`` seconds is cancelled.
+
+        Raises:
+            BaseException: what leaving raised, or what ended it before.
+        """
+        if self._portal.gone and not self._left.done():
+            return  # it stayed with the parent process
+        self.close_soon()
+        try:
+            self._left.result(timeout)
+        except TimeoutError:
+            if self._left.done():
+                raise
+            logger.warning("%s seconds were not enough to end cleanly; cancelling what is left", timeout)
+            self._left.cancel()
+
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait until it is left, by :meth:`close` or by an error; whether it was within ``timeout`` seconds."""
+        self._portal.check_may_wait()
+        left = threading.Event()
+        self._left.add_done_callback(lambda _: left.set())
+        return left.wait(timeout)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is left, or was never entered."""
+        return self._left.done() or self._portal.gone
+
+    def _entered_never(self, left: Future[None]) -> None:
+        if not self._entered.done():
+            error = NodeClosed("cancelled while it was starting") if left.cancelled() else left.exception()
+            self._entered.settle(error=error)
+
+
+async def _hold(manager: AbstractAsyncContextManager[_T], entered: PortalFuture[_T], enough: trio.Event) -> None:
+    try:
+        async with manager as value:
+            entered.settle(value)
+            await enough.wait()
+    except Exception:
+        if entered.done() and not enough.is_set():
+            logger.exception("%r was ended by an error", manager)
+        raise
+
+
+_portal: Portal | None = None
+_lock = threading.Lock()
+
+
+def portal() -> Portal:
+    """The process's one portal, started by its first use."""
+    global _portal
+    current = _portal
+    if current is not None and not current.closed:
+        return current
+    with _lock:
+        if _portal is None or _portal.closed:
+            _portal = Portal()
+        return _portal
+
+
+def _close_at_exit() -> None:
+    if _portal is not None and not _portal.closed and not _portal.close(EXIT_TIMEOUT):
+        logger.warning("what ran in the background did not end within %s s; leaving it behind", EXIT_TIMEOUT)
+
+
+def _forget_after_fork() -> None:
+    """In a forked child: the thread stayed with the parent, and the lock may be held by a thread that did, too."""
+    global _portal, _lock
+    _lock = threading.Lock()
+    if _portal is not None:
+        _portal.forget("this process was forked, and the background Trio thread stayed with the parent")
+        _portal = None
+
+
+atexit.register(_close_at_exit)
+os.register_at_fork(after_in_child=_forget_after_fork)
