@@ -78,6 +78,21 @@ class TransportSettings:
 class RPCSettings:
     """Remote calls, made and served."""
 
+    timeout: float = 60.0
+    """Seconds that a call may take when its caller does not say."""
+    max_message_bytes: int = 2**22
+    """The largest message of a unary call, envelope included, and the largest part of a tensor in a stream. It must not
+    be above what peers take: 4 MiB in hivemind."""
+    max_queued_items: int = 16
+    """Items of one stream that were received and that its handler has not taken yet; then the sender must wait."""
+    max_queued_bytes: int = 2**23
+    """The most bytes of those; one item is always taken."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ConfigError(f"rpc.{name} must be above zero, not {value}")
+
 
 @dataclass(frozen=True)
 class DHTSettings:

@@ -1,0 +1,64 @@
+"""Frames on a stream: the shell around ``wire.framing``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hivemind_p2p.errors import StreamEnded
+from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.wire.framing import Frame, FrameReader, HeaderReader
+
+_CHUNK: Final = 2**14
+"""Bytes that are asked for when it is not known what comes: a small message whole, little of a large one."""
+_JOIN_BELOW: Final = 2**16
+"""Data smaller than this is copied behind its head, so that both go out at once."""
+
+
+class FramedStream:
+    """A stream of frames in both directions. One task may receive while another sends.
+
+    Args:
+        read_header: which framing.
+        limit: the most bytes that a received body may have.
+    """
+
+    def __init__(self, stream: Stream, read_header: HeaderReader, limit: int) -> None:
+        self.stream = stream
+        self._reader = FrameReader(read_header, limit)
+
+    async def receive(self) -> Frame | None:
+        """The next frame; None when the peer ended its half.
+
+        Raises:
+            MessageTooLarge, ProtocolViolation: the peer sent what it must not.
+            StreamEnded: the peer ended its half within a frame.
+            StreamError
+        """
+        while (frame := self._reader.pop()) is None:
+            room = self._reader.room()
+            if room is not None and len(room) > _CHUNK:
+                with room:
+                    await self.stream.read_into(room)
+                self._reader.filled()
+            else:
+                del room
+                data = await self.stream.receive_some(_CHUNK)
+                if data:
+                    self._reader.feed(data)
+                elif self._reader.between_frames:
+                    return None
+                else:
+                    raise StreamEnded(f"{self.stream.peer_id} ended the stream within a message")
+        return frame
+
+    async def send(self, head: bytes, data: bytes = b"") -> None:
+        """Send one frame.
+
+        Raises:
+            StreamError
+        """
+        if len(data) < _JOIN_BELOW:
+            await self.stream.send_all(head + data)
+        else:
+            await self.stream.send_all(head)
+            await self.stream.send_all(data)

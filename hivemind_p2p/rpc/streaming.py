@@ -1,0 +1,143 @@
+"""Items there, items back, on a stream of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+from google.protobuf.message import Message
+
+from hivemind_p2p.errors import MessageTooLarge, ProtocolViolation, RPCError, StreamError
+from hivemind_p2p.rpc.context import CallContext, M, StreamHandler
+from hivemind_p2p.rpc.failures import remote_error
+from hivemind_p2p.rpc.framed import FramedStream
+from hivemind_p2p.rpc.item_queue import ItemQueue
+from hivemind_p2p.rpc.unary import Catch, parse
+from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.wire import calls
+
+
+class StreamCall(AsyncIterator[M]):
+    """One call that we make: :meth:`send_all` in one task; in another, iterate over the responses."""
+
+    def __init__(self, stream: Stream, response_type: type[M], limit: int) -> None:
+        self._framed = FramedStream(stream, calls.item_header, limit)
+        self._response_type = response_type
+        self._limit = limit
+        self._failure: Exception | None = None
+        self._reading: trio.CancelScope | None = None
+
+    async def send_all(self, requests: AsyncIterable[Message]) -> None:
+        """Send the items, then their end. What goes wrong is raised where the responses are read."""
+        try:
+            async with _closing(requests):
+                async for request in requests:
+                    await self._framed.send(*item(request, self._limit))
+            await self._framed.send(calls.END_OF_ITEMS)
+        except StreamError:
+            pass  # the callee may end before our items do; if it failed, reading tells
+        except Exception as error:  # not swallowed: the reader raises it
+            self._failure = error
+            if self._reading is not None:
+                self._reading.cancel()
+
+    async def __anext__(self) -> M:
+        frame = None
+        if self._failure is None:
+            with trio.CancelScope() as self._reading:
+                frame = await self._framed.receive()
+            self._reading = None
+        if self._failure is not None:
+            raise self._failure
+        if frame is None:
+            raise StopAsyncIteration
+        answer = calls.read_item(frame)
+        if isinstance(answer, calls.ErrorItem):
+            stream = self._framed.stream
+            raise remote_error(answer.text, f"{stream.protocol} of {stream.peer_id}")
+        return parse(self._response_type, answer.data)
+
+
+async def serve_stream(
+    stream: Stream,
+    context: CallContext,
+    request_type: type[M],
+    handler: StreamHandler[M],
+    limit: int,
+    queue: ItemQueue,
+    catch: Catch,
+) -> None:
+    """Answer one call. The handler is cancelled when the caller ends or resets its half of the stream."""
+    framed = FramedStream(stream, calls.item_header, limit)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_take_items, framed, queue, nursery.cancel_scope.cancel)
+        responses = handler(_Requests(queue, request_type), context)
+        async with _closing(responses):
+            while True:
+                try:
+                    head, data = item(await anext(responses), limit)
+                except StopAsyncIteration:
+                    break
+                except Exception as error:  # the boundary of one request
+                    await framed.send(calls.error_item(catch(error, context)))
+                    break
+                await framed.send(head, data)
+        nursery.cancel_scope.cancel()
+
+
+class _Requests(AsyncIterator[M]):
+    """What a handler iterates over."""
+
+    def __init__(self, queue: ItemQueue, kind: type[M]) -> None:
+        self._queue, self._kind = queue, kind
+
+    async def __anext__(self) -> M:
+        data = await self._queue.get()
+        if data is None:
+            raise StopAsyncIteration
+        return parse(self._kind, data)
+
+
+@asynccontextmanager
+async def _closing(items: AsyncIterable[object]) -> AsyncIterator[None]:
+    """Close a generator that is not used up, so that its ``finally`` runs now and in this task."""
+    try:
+        yield
+    finally:
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
+
+
+def item(message: Message, limit: int) -> tuple[bytes, bytes]:
+    """A message as an item: head and data.
+
+    Raises:
+        MessageTooLarge
+    """
+    data = message.SerializeToString()
+    if len(data) > limit:
+        raise MessageTooLarge(f"an item of {len(data)} bytes is above the limit of {limit}: send it in parts")
+    return calls.item_head(len(data)), data
+
+
+async def _take_items(framed: FramedStream, queue: ItemQueue, give_up: Callable[[], None]) -> None:
+    ended = False
+    try:
+        while (frame := await framed.receive()) is not None:
+            if ended:
+                raise ProtocolViolation("the caller sent items behind the end of its items")
+            received = calls.read_item(frame)
+            if isinstance(received, calls.Item):
+                await queue.put(received.data)
+            elif received.text:
+                raise ProtocolViolation(f"the caller sent an error instead of an item: {received.text}")
+            else:
+                ended = True
+                queue.end()
+    except StreamError:
+        pass
+    except RPCError as error:
+        queue.end(error)
+        return
+    give_up()
