@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hivemind_p2p.sync.dht import DHT
 from hivemind_p2p.sync.portal_thread import Held, Portal, PortalFuture, portal
 
-__all__ = ["Held", "Portal", "PortalFuture", "portal"]
+__all__ = ["DHT", "Held", "Portal", "PortalFuture", "portal"]

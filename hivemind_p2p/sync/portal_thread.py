@@ -4,9 +4,9 @@ A caller hands over an asynchronous function and waits for a :class:`concurrent.
 nursery of the thread's one Trio run. Work is handed over by ``run_sync_soon`` alone, which may be called from anywhere:
 from threads of torch's autograd engine, from within another event loop, from ``__del__``.
 
-The thread starts with the first use and ends with the interpreter: what is still running is cancelled, which lets
-every ``async with`` clean up. A forked child has no such thread; what the parent had entered is not there, and the
-child's first use starts a thread of its own.
+The thread starts with the first use and ends with the interpreter: what is held is left, the newest first, and what
+still runs is cancelled, which lets every ``async with`` clean up. A forked child has no such thread; what the parent
+had entered is not there, and the child's first use starts a thread of its own.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import atexit
 import logging
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, Final, Generic, TypeVar, TypeVarTuple
 
 import trio
@@ -76,6 +78,7 @@ class Portal:
         self._gone = False
         self._closed: str | None = None
         self._unsettled = set[PortalFuture[Any]]()
+        self._held: dict[Held[Any], None] = {}
         self._thread = threading.Thread(target=self._run, args=(started,), name="hivemind_p2p portal", daemon=True)
         self._thread.start()
         started.result()
@@ -110,7 +113,10 @@ class Portal:
 
     def hold(self, manager: AbstractAsyncContextManager[_T]) -> Held[_T]:
         """Begin to enter ``manager`` in the portal, to keep it until told otherwise; does not wait."""
-        return Held(self, manager)
+        held = Held(self, manager)
+        self._held[held] = None
+        held.when_closed(partial(self._held.pop, held, None))
+        return held
 
     def enter(self, manager: AbstractAsyncContextManager[_T]) -> tuple[_T, Callable[[], None]]:
         """Enter ``manager`` in the portal and keep it.
@@ -150,11 +156,22 @@ class Portal:
             )
 
     def close(self, timeout: float | None = None) -> bool:
-        """Cancel all that runs and end the thread. Returns whether it ended within ``timeout`` seconds."""
+        """Leave what is held, the newest first, cancel all that still runs, and end the thread.
+
+        Args:
+            timeout: seconds for all of it; None waits as long as it takes.
+
+        Returns:
+            Whether it ended in time.
+        """
         if not self._gone:
             self.check_may_wait()
+            deadline = None if timeout is None else time.monotonic() + timeout
+            for held in reversed(list(self._held)):
+                held.close_soon()
+                held.wait_closed(_left_until(deadline))
             self.soon(self._cancel_all)
-            self._thread.join(timeout)
+            self._thread.join(_left_until(deadline))
         return self._gone
 
     def forget(self, why: str) -> None:
@@ -275,8 +292,12 @@ class Held(Generic[_T]):
         """Wait until it is left, by :meth:`close` or by an error; whether it was within ``timeout`` seconds."""
         self._portal.check_may_wait()
         left = threading.Event()
-        self._left.add_done_callback(lambda _: left.set())
+        self.when_closed(left.set)
         return left.wait(timeout)
+
+    def when_closed(self, sync_fn: Callable[[], object]) -> None:
+        """Call ``sync_fn()`` once it is left; from the portal's thread, or at once if it is left already."""
+        self._left.add_done_callback(lambda _: sync_fn())
 
     @property
     def closed(self) -> bool:
@@ -298,6 +319,10 @@ async def _hold(manager: AbstractAsyncContextManager[_T], entered: PortalFuture[
         if entered.done() and not enough.is_set():
             logger.exception("%r was ended by an error", manager)
         raise
+
+
+def _left_until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 _portal: Portal | None = None

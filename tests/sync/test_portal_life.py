@@ -44,10 +44,13 @@ def test_importing_starts_nothing():
 
 
 def test_what_is_held_at_exit_is_left_in_order():
-    assert run("portal().enter(room('a')); future = portal().submit(trio.sleep_forever); print('end')") == [
-        "end",
-        "left a",
-    ]
+    program = """
+    for name in "abc":
+        portal().enter(room(name))
+    future = portal().submit(trio.sleep_forever)
+    print("end")
+    """
+    assert run(program) == ["end", "left c", "left b", "left a"]
 
 
 def test_sys_exit_and_an_error_leave_as_well():
@@ -102,3 +105,30 @@ def test_a_forked_child_has_a_portal_of_its_own():
         "True False 4",
         "left a",
     ]
+
+
+def test_nodes_left_open_at_exit_and_in_a_forked_child():
+    program = """
+    import warnings
+    import hivemind_p2p
+    from hivemind_p2p.errors import NodeClosed
+    from hivemind_p2p.dht import get_dht_time
+    warnings.simplefilter("ignore", DeprecationWarning)
+    here = ["/ip4/127.0.0.1/tcp/0"]
+    first = hivemind_p2p.DHT(start=True, host_maddrs=here)
+    second = hivemind_p2p.DHT(first.get_visible_maddrs(), start=True, host_maddrs=here)
+    child = os.fork()
+    if not child:
+        assert not first.is_alive()
+        try:
+            first.get("key")
+        except NodeClosed as error:
+            print("forked" in str(error))
+        first.shutdown()
+        with hivemind_p2p.DHT(start=True, host_maddrs=here) as own:
+            print(own.store("key", 1, get_dht_time() + 60))
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    print(first.store("key", 2, get_dht_time() + 60), second.get("key").value)
+    """
+    assert run(program) == ["True", "True", "True 2"]
