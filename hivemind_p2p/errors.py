@@ -30,6 +30,7 @@ concern; nothing in the package raises a bare ``Exception``.
     │   ├── ExpertNotFound          nobody serves this uid, here or in the DHT
     │   ├── SchemaMismatch          tensors that do not fit the expert's schema
     │   ├── ExpertFailed            the expert's own code raised while it computed
+    │   ├── Overloaded              too many requests wait for the expert already
     │   └── NotEnoughExperts        fewer than ``k_min`` experts answered a mixture
     ├── NodeClosed                  the node, server or runtime was shut down under the call
     └── WouldDeadlock               a synchronous call in the thread that would have to answer it
@@ -156,6 +157,10 @@ class SchemaMismatch(ExpertError, TypeError):
 
 class ExpertFailed(ExpertError):
     """The expert's own code raised while it computed."""
+
+
+class Overloaded(ExpertError):
+    """Too many requests wait for the expert already: try again later, or another replica."""
 
 
 class NotEnoughExperts(ExpertError):

@@ -1,0 +1,292 @@
+"""An expert: a torch module, its optimizer, and the pools in which requests to it wait."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hivemind_p2p.errors import ConfigError, ExpertFailed
+from hivemind_p2p.runtime.memory import Tensors, own, to_device, to_host
+from hivemind_p2p.runtime.pool import Abandoned, TaskPool, always
+from hivemind_p2p.runtime.schema import BatchTensorDescriptor, Schema
+from hivemind_p2p.wire.nested import nested_flatten, nested_map, nested_pack
+
+logger = logging.getLogger(__name__)
+
+DUMMY_BATCH_SIZE = 3
+"""Rows of the sample with which a module is asked what it gives."""
+
+
+class ExpertBackend:
+    """A module that answers two kinds of requests: outputs for inputs, and input gradients for inputs with output
+    gradients, of which it also learns. hivemind 1.1 calls it ``ModuleBackend``.
+
+    All inputs and outputs are tensors whose first dimension is the batch, and rows do not influence each other, or as
+    little as in batch normalisation: requests of several callers are computed together, large ones in pieces of at
+    most ``max_batch_size`` rows. As in hivemind, the module stays in the mode (``train()``, ``eval()``) in which it is
+    given, and a backward request computes the module again: what it draws at random is not the same in both, unless
+    it is an input.
+
+    A step whose gradients are not all finite is left out, so that one bad request cannot destroy the weights;
+    ``skipped_updates`` counts them. Who sent the bad request sees it by the gradients that come back.
+
+    Args:
+        name: the uid of the expert.
+        module: what computes. Forward requests run under ``torch.inference_mode``.
+        args_schema: descriptors of the positional inputs, possibly nested.
+        kwargs_schema: descriptors of the keyword inputs.
+        outputs_schema: descriptors of the outputs, possibly nested. Default: what the module gives for zeros; its
+            buffers are then as they were.
+        optimizer: makes one step per batch of backward requests. Without one, the module stays as it is and gradients
+            of its weights are not computed.
+        scheduler: makes a step after each step of the optimizer.
+        clip_grad_norm: the largest norm of the gradient of all weights; a larger one is scaled down.
+        min_batch_size: rows that a batch waits for; see ``batch_wait_timeout``.
+        max_batch_size: rows that the module is given at once, at most.
+        batch_wait_timeout: seconds that a batch of less than ``min_batch_size`` rows waits for more.
+        max_queue_tasks: the most requests that may wait in each pool.
+        max_queue_rows: the most rows that may wait in each pool. Default: 16 of the largest batches, and at least
+            4096.
+
+    Attributes:
+        update_count: steps of the optimizer.
+        examples_processed: rows of the batches of which it learned.
+        skipped_updates: steps left out, because a gradient was not finite.
+
+    Raises:
+        ConfigError: the arguments contradict each other, or outputs of the module are not tensors with a batch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        *,
+        args_schema: Sequence[Any] = (),
+        kwargs_schema: Mapping[str, BatchTensorDescriptor] | None = None,
+        outputs_schema: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        clip_grad_norm: float | None = None,
+        min_batch_size: int = 1,
+        max_batch_size: int = 4096,
+        batch_wait_timeout: float = 0.1,
+        max_queue_tasks: int = 1024,
+        max_queue_rows: int | None = None,
+    ) -> None:
+        if not args_schema and not kwargs_schema:
+            raise ConfigError(f"expert {name} takes no inputs; give args_schema or kwargs_schema")
+        if optimizer is None and (scheduler is not None or clip_grad_norm is not None):
+            raise ConfigError(
+                f"expert {name} has a scheduler or clip_grad_norm, but no optimizer that they could serve"
+            )
+        self.name, self.module = name, module
+        self.device: torch.device | None = None
+        self.optimizer, self.scheduler, self.clip_grad_norm = optimizer, scheduler, clip_grad_norm
+        self.max_batch_size = max_batch_size
+        self.update_count = self.examples_processed = self.skipped_updates = 0
+
+        self.args_schema, self.kwargs_schema = tuple(args_schema), dict(kwargs_schema or {})
+        self.forward_schema = (self.args_schema, self.kwargs_schema)
+        self.outputs_schema = self._ask_module() if outputs_schema is None else outputs_schema
+        self._inputs = _schema(self.forward_schema, _input_names(self.args_schema, self.kwargs_schema))
+        self._outputs = _schema(self.outputs_schema, [f"output {i}" for i in range(_count(self.outputs_schema))])
+        self._inputs_and_grads = Schema(
+            self._inputs.descriptors + self._outputs.descriptors,
+            self._inputs.names + tuple(f"the gradient of {output}" for output in self._outputs.names),
+        )
+
+        limits = {
+            "min_batch_size": min_batch_size,
+            "max_batch_size": max_batch_size,
+            "batch_wait_timeout": batch_wait_timeout,
+            "max_tasks": max_queue_tasks,
+            "max_rows": max(16 * max_batch_size, 4096) if max_queue_rows is None else max_queue_rows,
+        }
+        self.forward_pool = TaskPool(f"{name}_forward", self.forward, self._inputs, self._outputs, **limits)
+        self.backward_pool = TaskPool(f"{name}_backward", self.backward, self._inputs_and_grads, self._inputs, **limits)
+
+    def to(self, device: torch.device) -> None:
+        """Move the module, and what its optimizer remembers, to a device, and compute there from now on."""
+        self.module.to(device)
+        self.device = device
+        if self.optimizer is not None and self.optimizer.state:
+            self.optimizer.load_state_dict(self.optimizer.state_dict())  # moves it to where the parameters are
+
+    def forward(self, *inputs: torch.Tensor, still_wanted: Callable[[], bool] = always) -> Tensors:
+        """Outputs for inputs. For the Runtime; everybody else submits to ``forward_pool``.
+
+        Args:
+            inputs: ``nested_flatten((args, kwargs))``, in main memory, of one batch size.
+            still_wanted: asked before each piece of a batch above ``max_batch_size``.
+
+        Returns:
+            ``nested_flatten`` of the outputs, in main memory that nobody else uses.
+
+        Raises:
+            ExpertFailed: the module gave something else than the outputs that its schema promises.
+            Abandoned: the outputs are not wanted any more.
+        """
+        if len(inputs[0]) == 0:
+            return self._outputs.make_zeros(0)
+        return self._in_pieces(self._forward_piece, inputs, still_wanted)
+
+    def backward(self, *inputs_and_grads: torch.Tensor, still_wanted: Callable[[], bool] = always) -> Tensors:
+        """Input gradients for inputs and output gradients; then one step, through :meth:`on_backward`.
+
+        Gradients of the weights add up over the pieces of a large batch. A batch that fails, or that is not wanted
+        any more, leaves no trace in them. Arguments, return and errors are like those of :meth:`forward`; what has no
+        gradient, such as an integer input, gets zeros.
+        """
+        rows = len(inputs_and_grads[0])
+        if rows == 0:
+            return self._inputs.make_zeros(0)
+        learned = False
+        try:
+            input_grads = self._in_pieces(self._backward_piece, inputs_and_grads, still_wanted)
+            self.on_backward(rows)
+            learned = True
+        finally:
+            if not learned:
+                self._forget_gradients()
+        return input_grads
+
+    def on_backward(self, batch_size: int) -> None:
+        """Learn from the gradients of the weights: clip, optimizer, scheduler.
+
+        Args:
+            batch_size: rows of the batch.
+        """
+        if self.optimizer is None:
+            return
+        parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        if not _all_finite(weight.grad for weight in parameters if weight.grad is not None):
+            self.skipped_updates += 1
+            logger.warning("expert %s left out a step: gradients of %d rows are not finite", self.name, batch_size)
+        else:
+            if self.clip_grad_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+            self.update_count += 1
+            self.examples_processed += batch_size
+        self._forget_gradients()
+
+    def info(self) -> dict[str, Any]:
+        """What a client must know, for ``wire.msgpack``: the schemas, and the names of the keyword inputs."""
+        return {
+            "forward_schema": nested_map(BatchTensorDescriptor.to_wire, self.forward_schema),
+            "outputs_schema": nested_map(BatchTensorDescriptor.to_wire, self.outputs_schema),
+            "keyword_names": tuple(self.kwargs_schema),
+        }
+
+    def __repr__(self) -> str:
+        learns = type(self.optimizer).__name__ if self.optimizer is not None else "no optimizer"
+        return (
+            f"<ExpertBackend {self.name}: {type(self.module).__name__} on {self.device or 'its own device'}, {learns}, "
+            f"{self.update_count} updates, {self.skipped_updates} skipped>"
+        )
+
+    def _in_pieces(
+        self, function: Callable[[Tensors], Tensors], tensors: Tensors, still_wanted: Callable[[], bool]
+    ) -> Tensors:
+        count = -(-len(tensors[0]) // self.max_batch_size)
+        if count == 1:
+            return to_host(function(to_device(tensors, self.device)))
+        results = []
+        # Pieces of nearly the same size: a last one of a single row would be no batch to normalise over.
+        for piece in zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True):
+            if not still_wanted():
+                raise Abandoned
+            results.append(to_host(function(to_device(piece, self.device))))
+        return tuple(map(torch.cat, zip(*results, strict=True)))
+
+    def _forward_piece(self, inputs: Tensors) -> Tensors:
+        with torch.inference_mode():
+            outputs = self._call(inputs)
+        # What the module did not make just now (its weights, a buffer) is not of this inference mode.
+        return tuple(own(output, inputs) if output.is_inference() else output.detach().clone() for output in outputs)
+
+    def _backward_piece(self, inputs_and_grads: Tensors) -> Tensors:
+        inputs = tuple(
+            tensor.detach().requires_grad_(tensor.is_floating_point() or tensor.is_complex())
+            for tensor in inputs_and_grads[: len(self._inputs)]
+        )
+        with torch.enable_grad():
+            outputs = self._call(inputs)
+        pairs = list(zip(outputs, inputs_and_grads[len(inputs) :], strict=True))
+        differentiable = [output for output, _ in pairs if output.requires_grad]
+        grads = [grad.to(output.device, output.dtype) for output, grad in pairs if output.requires_grad]
+        # Without an optimizer nobody needs the gradients of the weights, which cost as much as those of the inputs.
+        asked = [tensor for tensor in inputs if tensor.requires_grad] if self.optimizer is None else None
+        if differentiable and asked != []:
+            torch.autograd.backward(differentiable, grads, inputs=asked)
+        return tuple(
+            torch.zeros_like(tensor, requires_grad=False) if tensor.grad is None else own(tensor.grad, inputs_and_grads)
+            for tensor in inputs
+        )
+
+    def _call(self, inputs: Tensors) -> Tensors:
+        args, kwargs = nested_pack(inputs, self.forward_schema)
+        outputs = tuple(nested_flatten(self.module(*args, **kwargs)))
+        rows = len(inputs[0])
+        if len(outputs) != len(self._outputs):
+            raise ExpertFailed(f"expert {self.name} gave {len(outputs)} outputs, but promises {len(self._outputs)}")
+        for output, name in zip(outputs, self._outputs.names, strict=True):
+            if not isinstance(output, torch.Tensor) or output.dim() == 0 or len(output) != rows:
+                got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+                raise ExpertFailed(f"{name} of expert {self.name} should have {rows} rows, as the inputs have: {got}")
+        return outputs
+
+    def _forget_gradients(self) -> None:
+        self.module.zero_grad()
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()  # it may learn more than the module
+
+    def _ask_module(self) -> Any:
+        # Not under inference_mode: what a module makes once and keeps (a mask, a table of positions) must be fit for
+        # a backward as well.
+        args, kwargs = nested_map(lambda descriptor: descriptor.make_zeros(DUMMY_BATCH_SIZE), self.forward_schema)
+        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        with torch.enable_grad():
+            outputs = self.module(*args, **kwargs)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for output in nested_flatten(outputs):
+            if not isinstance(output, torch.Tensor) or output.dim() == 0 or len(output) != DUMMY_BATCH_SIZE:
+                raise ConfigError(
+                    f"expert {self.name} must give tensors with as many rows as its inputs have; for "
+                    f"{DUMMY_BATCH_SIZE} rows of zeros it gave {getattr(output, 'shape', type(output).__name__)}"
+                )
+        return nested_map(BatchTensorDescriptor.from_tensor, outputs)
+
+
+def _schema(structure: Any, names: Sequence[str]) -> Schema:
+    return Schema(tuple(nested_flatten(structure)), names)
+
+
+def _count(structure: Any) -> int:
+    return sum(1 for _ in nested_flatten(structure))
+
+
+def _input_names(args_schema: Any, kwargs_schema: Any) -> list[str]:
+    named = nested_map(lambda _: None, (args_schema, kwargs_schema))
+    return [f"input {i}" for i in range(_count(named[0]))] + [
+        f"input {key}" for key in sorted(kwargs_schema) for _ in nested_flatten(kwargs_schema[key])
+    ]
+
+
+def _all_finite(grads: Iterator[torch.Tensor]) -> bool:
+    """One pass over each, without a copy: a norm is finite only if everything in it is."""
+    norms = []
+    for grad in grads:
+        values = grad.coalesce().values() if grad.is_sparse else grad
+        half = values.dtype in (torch.float16, torch.bfloat16)
+        norms.append(torch.linalg.vector_norm(values, dtype=torch.float32 if half else None))
+    return all(bool(norm.isfinite()) for norm in norms)

@@ -1,0 +1,83 @@
+"""Whose memory a tensor lies in, and moving it between main memory and the device.
+
+Three promises are kept here. What a module is given it may keep in its graph: inputs are ordinary tensors, without the
+restrictions of ``inference_mode``. What a caller is given is his: it shares no memory with his inputs, with the
+module, or with later batches. And what is given to one caller does not keep more alive than the batch it came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@torch.no_grad()
+def gather(requests: Sequence[Tensors], *, pinned: bool = False) -> Tensors:
+    """The tensors of several requests, one after another along the batch; those of a lone one as they are.
+
+    Args:
+        requests: flat tensors, of the same number and kinds in each.
+        pinned: put what has to be copied into pinned memory, from which a GPU fetches it by itself.
+    """
+    if len(requests) == 1:
+        return tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in requests[0])
+    return tuple(_concatenate(column, pinned=pinned) for column in zip(*requests, strict=True))
+
+
+def scatter(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:
+    """The inverse of :func:`gather`: everybody's rows, in the same memory."""
+    if len(sizes) == 1:
+        return [tensors]
+    return list(zip(*(tensor.split_with_sizes(list(sizes)) for tensor in tensors), strict=True))
+
+
+def own(tensor: torch.Tensor, others: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The tensor, in memory that is wholly its own, and free of ``inference_mode``.
+
+    Args:
+        tensor: what a module gave.
+        others: tensors whose memory it must not share.
+    """
+    storage = tensor.untyped_storage()
+    address = storage.data_ptr()
+    if (
+        storage.nbytes() != tensor.numel() * tensor.element_size()
+        or not tensor.is_contiguous()
+        or any(other.untyped_storage().data_ptr() == address for other in others)
+    ):
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+    if tensor.is_inference():  # others may neither change such a tensor nor save it for a backward; the bytes are fine
+        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage, 0, tensor.shape, tensor.stride())
+    return tensor.detach()
+
+
+def to_device(tensors: Tensors, device: torch.device | None) -> Tensors:
+    """Inputs, where the module is. From pinned memory this does not wait."""
+    if device is None or device.type == "cpu":
+        return tensors
+    return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
+
+
+def to_host(tensors: Tensors) -> Tensors:
+    """Results, in main memory; from a GPU through pinned memory, all of them before one wait."""
+    if all(tensor.is_cpu for tensor in tensors):
+        return tensors
+    if not all(tensor.is_cuda for tensor in tensors):
+        return tuple(tensor.cpu() for tensor in tensors)
+    arrived = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors)
+    for target, tensor in zip(arrived, tensors, strict=True):
+        target.copy_(tensor, non_blocking=True)
+    for device in {tensor.device for tensor in tensors}:
+        torch.cuda.current_stream(device).synchronize()
+    return arrived
+
+
+def _concatenate(tensors: Tensors, *, pinned: bool) -> torch.Tensor:
+    if not pinned:
+        return torch.cat(tensors)
+    rows = sum(tensor.shape[0] for tensor in tensors)
+    target = torch.empty((rows, *tensors[0].shape[1:]), dtype=tensors[0].dtype, pin_memory=True)
+    return torch.cat(tensors, out=target)

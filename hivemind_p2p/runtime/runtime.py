@@ -1,0 +1,219 @@
+"""The Runtime: one thread per device, which computes batches of many experts one after another.
+
+A request's way through two threads::
+
+    Trio                                        device thread
+    pool.submit: check, put at the desk ------> desk.next_batch: which pool, which tasks (batching.py)
+      waits                                     gather -> forward or backward -> scatter (memory.py)
+      woken <---------------------------------- answer: one wake-up for the whole batch
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+import outcome
+import torch
+import trio
+
+from hivemind_p2p.errors import ConfigError, ExpertFailed, NodeClosed
+from hivemind_p2p.runtime.batching import next_pool
+from hivemind_p2p.runtime.expert_backend import ExpertBackend
+from hivemind_p2p.runtime.memory import gather, scatter
+from hivemind_p2p.runtime.pool import Abandoned, Answer, Task, TaskPool, answer
+
+logger = logging.getLogger(__name__)
+
+
+class Runtime:
+    """Computes what waits in the pools of its experts, on one thread, until it is shut down.
+
+    ``with Runtime(backends):`` or ``async with``, once. On leaving, the batch under way is finished; requests that
+    still wait get :class:`~hivemind_p2p.errors.NodeClosed`.
+
+    Args:
+        backends: experts by uid.
+        device: move the experts there, and compute there: ``"cpu"``, ``"cuda:1"``. None leaves each module where it is,
+            and gives it tensors in main memory.
+        shutdown_timeout: seconds that a batch under way may take to finish when the Runtime is shut down. After that
+            it is left behind, and its callers get ``NodeClosed`` too.
+        clock: tells the time by which tasks are ordered, in seconds.
+    """
+
+    def __init__(
+        self,
+        backends: Mapping[str, ExpertBackend],
+        *,
+        device: torch.device | str | None = None,
+        shutdown_timeout: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.backends = dict(backends)
+        self.device = None if device is None else torch.device(device)
+        self.pools = tuple(pool for each in backends.values() for pool in (each.forward_pool, each.backward_pool))
+        self.shutdown_timeout = shutdown_timeout
+        self._desk = _Desk(clock)
+        self._pinned = self.device is not None and self.device.type == "cuda"
+        self._under_way: list[Task] = []
+        self._thread = threading.Thread(target=self._serve, name=f"Runtime on {self.device or 'cpu'}", daemon=True)
+
+    def start(self) -> None:
+        """Move the experts to the device and start to compute. May block for seconds where the device is a GPU.
+
+        Raises:
+            ConfigError: the device cannot be used, or a pool is served by another Runtime.
+        """
+        taken = [pool.name for pool in self.pools if pool.desk is not None]
+        if taken:
+            raise ConfigError(f"another Runtime serves {', '.join(taken)} already; shut it down first")
+        if self.device is not None:
+            try:
+                self.device = torch.empty(0, device=self.device).device  # with its index
+            except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+                raise ConfigError(f"device {self.device} cannot be used: {error}") from error
+            for backend in self.backends.values():
+                backend.to(self.device)
+        self._thread.start()
+        for pool in self.pools:
+            pool.desk = self._desk
+
+    def shutdown(self) -> None:
+        """Stop. Requests that wait fail at once; the batch under way has ``shutdown_timeout`` to finish. Blocks."""
+        for pool in self.pools:
+            if pool.desk is self._desk:
+                pool.desk = None
+        _refuse(self._desk.close())
+        if self._thread.ident is not None:
+            self._thread.join(self.shutdown_timeout)
+        if self._thread.is_alive():
+            logger.warning("%r left a batch behind that takes longer than %g s", self, self.shutdown_timeout)
+            _refuse(self._under_way)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    async def __aenter__(self) -> Self:
+        await trio.to_thread.run_sync(self.start)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with trio.CancelScope(shield=True):  # bounded by shutdown_timeout
+            await trio.to_thread.run_sync(self.shutdown)
+
+    def __repr__(self) -> str:
+        state = "running" if self._thread.is_alive() else "not running"
+        waiting = sum(len(pool.queue) for pool in self.pools)
+        done = sum(pool.stats.batches for pool in self.pools)
+        return (
+            f"<Runtime on {self.device or 'cpu'}: {state}, {len(self.backends)} experts, {waiting} requests waiting, "
+            f"{done} batches done>"
+        )
+
+    def _serve(self) -> None:
+        """The device thread."""
+        try:
+            # A new thread computes on all cores, whatever torch.set_num_threads said elsewhere, until it is asked.
+            torch.set_num_threads(torch.get_num_threads())
+            if self._pinned:
+                torch.cuda.set_device(self.device)  # for modules that ask for "cuda"
+            while (batch := self._desk.next_batch()) is not None:
+                pool, self._under_way = batch
+                answer(self._compute(pool, self._under_way))
+                self._under_way = []
+                del batch  # its tensors need not live until the next one comes
+        finally:
+            _refuse(self._desk.close() + self._under_way)
+
+    def _compute(self, pool: TaskPool, tasks: list[Task]) -> list[Answer]:
+        rows = [task.rows for task in tasks]
+        started = time.perf_counter()
+        try:
+            inputs = gather([task.tensors for task in tasks], pinned=self._pinned)
+            outputs = pool.process(*inputs, still_wanted=lambda: any(task.waiter is not None for task in tasks))
+            answers = scatter(outputs, rows)
+        except Abandoned:
+            return []
+        except Exception as error:  # the boundary of one batch: whatever a module does, the Runtime lives on
+            pool.stats.failed_batches += 1
+            logger.warning(
+                "a batch of %s failed (%d requests, %d rows)", pool.name, len(tasks), sum(rows), exc_info=True
+            )
+            return [(task, outcome.Error(_failure(pool, sum(rows), error))) for task in tasks]
+        pool.stats.batches += 1
+        pool.stats.tasks += len(tasks)
+        pool.stats.rows += sum(rows)
+        pool.stats.seconds += time.perf_counter() - started
+        return [(task, outcome.Value(mine)) for task, mine in zip(tasks, answers, strict=True)]
+
+
+class _Desk:
+    """Between Trio and the device thread: one lock, one condition, the pools in which tasks wait."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.now = clock
+        self._changed = threading.Condition(threading.Lock())
+        self._busy: dict[TaskPool, None] = {}
+        self._closed = False
+
+    def put(self, pool: TaskPool, task: Task) -> None:
+        with self._changed:
+            if self._closed:
+                raise NodeClosed(f"the Runtime that served {pool.name} was shut down")
+            pool.queue.add(task)
+            self._busy[pool] = None
+            self._changed.notify()
+
+    def withdraw(self, pool: TaskPool, task: Task) -> None:
+        with self._changed:
+            if pool.queue.discard(task) and not pool.queue:
+                self._busy.pop(pool, None)
+
+    def next_batch(self) -> tuple[TaskPool, list[Task]] | None:
+        """The next batch, as soon as one is due; None once the desk is closed."""
+        with self._changed:
+            while not self._closed:
+                now = self.now()
+                pool, due = next_pool(self._busy, now)
+                if pool is not None:
+                    tasks = pool.queue.take()
+                    if not pool.queue:
+                        del self._busy[pool]
+                    return pool, tasks
+                self._changed.wait(due - now if self._busy else None)
+        return None
+
+    def close(self) -> list[Task]:
+        """Let nobody in any more; who waits."""
+        with self._changed:
+            self._closed = True
+            waiting = [task for pool in self._busy for task in pool.queue.clear()]
+            self._busy.clear()
+            self._changed.notify()
+        return waiting
+
+
+def _refuse(tasks: list[Task]) -> None:
+    closed = "the Runtime was shut down before it came to this request; ask another replica"
+    answer([(task, outcome.Error(NodeClosed(closed))) for task in tasks])
+
+
+def _failure(pool: TaskPool, rows: int, error: Exception) -> ExpertFailed:
+    """An error of its own for each caller: raising adds to an exception's traceback."""
+    if type(error) is ExpertFailed:
+        return ExpertFailed(*error.args)
+    failed = ExpertFailed(f"{pool.name} failed on a batch of {rows} rows: {type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed
