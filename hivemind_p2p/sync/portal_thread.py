@@ -93,8 +93,9 @@ class Portal:
             NodeClosed: the portal is closed, or was closed before the call was done.
         """
         self.check_may_wait()
-        future = self.submit(async_fn, *args)
+        future = PortalFuture[_T](self)
         try:
+            self._begin(future, async_fn, args)
             return future.result()
         finally:
             future.cancel()
@@ -107,15 +108,19 @@ class Portal:
             NodeClosed: the portal is closed.
         """
         future = PortalFuture[_T](self)
-        if not self.soon(self._start, future, async_fn, args):
-            raise NodeClosed(self._why_closed())
+        self._begin(future, async_fn, args)
         return future
 
     def hold(self, manager: AbstractAsyncContextManager[_T]) -> Held[_T]:
         """Begin to enter ``manager`` in the portal, to keep it until told otherwise; does not wait."""
-        held = Held(self, manager)
+        held = Held[_T](self)
         self._held[held] = None
         held.when_closed(partial(self._held.pop, held, None))
+        try:
+            self._begin(held.left, held.keep, (manager,))
+        except BaseException:
+            held.left.cancel()
+            raise
         return held
 
     def enter(self, manager: AbstractAsyncContextManager[_T]) -> tuple[_T, Callable[[], None]]:
@@ -220,6 +225,11 @@ class Portal:
     def _why_closed(self) -> str:
         return f"{self._closed or 'the background Trio thread is ending'}; nothing that lived in it can be used"
 
+    def _begin(self, future: PortalFuture[_T], async_fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...]) -> None:
+        """KeyboardInterrupt may come in here, with the call begun or not: the caller must cancel the future then."""
+        if not self.soon(self._start, future, async_fn, args):
+            raise NodeClosed(self._why_closed())
+
     def _start(self, future: PortalFuture[_T], async_fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...]) -> None:
         if self._closed is not None:
             future.settle(error=NodeClosed(self._why_closed()))
@@ -244,14 +254,17 @@ class Portal:
 
 
 class Held(Generic[_T]):
-    """An asynchronous context manager that is entered in the portal and stays so until :meth:`close`."""
+    """An asynchronous context manager that is entered in the portal and stays so until :meth:`close`.
 
-    def __init__(self, portal: Portal, manager: AbstractAsyncContextManager[_T]) -> None:
+    :meth:`Portal.hold` makes it.
+    """
+
+    def __init__(self, portal: Portal) -> None:
         self._portal = portal
         self._enough = trio.Event()
         self._entered = PortalFuture[_T](portal)
-        self._left = portal.submit(_hold, manager, self._entered, self._enough)
-        self._left.add_done_callback(self._entered_never)
+        self.left = PortalFuture[None](portal)
+        self.left.add_done_callback(self._entered_never)
 
     def value(self, timeout: float | None = None) -> _T:
         """What entering gave; waits until it is entered.
@@ -264,7 +277,7 @@ class Held(Generic[_T]):
         try:
             return self._entered.result(timeout)
         except KeyboardInterrupt:
-            self._left.cancel()
+            self.left.cancel()
             raise
 
     def close_soon(self) -> None:
@@ -277,16 +290,16 @@ class Held(Generic[_T]):
         Raises:
             BaseException: what leaving raised, or what ended it before.
         """
-        if self._portal.gone and not self._left.done():
+        if self._portal.gone and not self.left.done():
             return  # it stayed with the parent process
         self.close_soon()
         try:
-            self._left.result(timeout)
+            self.left.result(timeout)
         except TimeoutError:
-            if self._left.done():
+            if self.left.done():
                 raise
             logger.warning("%s seconds were not enough to end cleanly; cancelling what is left", timeout)
-            self._left.cancel()
+            self.left.cancel()
 
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait until it is left, by :meth:`close` or by an error; whether it was within ``timeout`` seconds."""
@@ -297,28 +310,28 @@ class Held(Generic[_T]):
 
     def when_closed(self, sync_fn: Callable[[], object]) -> None:
         """Call ``sync_fn()`` once it is left; from the portal's thread, or at once if it is left already."""
-        self._left.add_done_callback(lambda _: sync_fn())
+        self.left.add_done_callback(lambda _: sync_fn())
 
     @property
     def closed(self) -> bool:
         """Whether it is left, or was never entered."""
-        return self._left.done() or self._portal.gone
+        return self.left.done() or self._portal.gone
+
+    async def keep(self, manager: AbstractAsyncContextManager[_T]) -> None:
+        """Enter it, stay, and leave it; the portal's part."""
+        try:
+            async with manager as value:
+                self._entered.settle(value)
+                await self._enough.wait()
+        except Exception:
+            if self._entered.done() and not self._enough.is_set():
+                logger.exception("%r was ended by an error", manager)
+            raise
 
     def _entered_never(self, left: Future[None]) -> None:
         if not self._entered.done():
             error = NodeClosed("cancelled while it was starting") if left.cancelled() else left.exception()
             self._entered.settle(error=error)
-
-
-async def _hold(manager: AbstractAsyncContextManager[_T], entered: PortalFuture[_T], enough: trio.Event) -> None:
-    try:
-        async with manager as value:
-            entered.settle(value)
-            await enough.wait()
-    except Exception:
-        if entered.done() and not enough.is_set():
-            logger.exception("%r was ended by an error", manager)
-        raise
 
 
 def _left_until(deadline: float | None) -> float | None:
