@@ -76,10 +76,12 @@ class TransportSettings:
 
 @dataclass(frozen=True)
 class RPCSettings:
-    """Remote calls, made and served."""
+    """Remote calls, made and served. Times are in seconds."""
 
     timeout: float = 60.0
-    """Seconds that a call may take when its caller does not say."""
+    """What a call may take in all when its caller does not say."""
+    transfer_timeout: float = 60.0
+    """The most that the request of a unary call that we serve may take to come, and its answer to go."""
     max_message_bytes: int = 2**22
     """The largest message of a unary call, envelope included, and the largest part of a tensor in a stream. It must not
     be above what peers take: 4 MiB in hivemind."""
@@ -87,6 +89,10 @@ class RPCSettings:
     """Items of one stream that were received and that its handler has not taken yet; then the sender must wait."""
     max_queued_bytes: int = 2**23
     """The most bytes of those; one item is always taken."""
+    max_calls: int = 1024
+    """Calls of one method that are served at once; more wait in line."""
+    max_calls_per_peer: int = 64
+    """Calls of one method and one peer that are served at once; more wait in line."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -18,7 +18,8 @@ class ItemQueue:
         self._max_items, self._max_bytes = max_items, max_bytes
         self._items: deque[bytearray] = deque()
         self._bytes = 0
-        self._ended = False
+        self.ended = False
+        """Whether no more items come."""
         self._failure: Exception | None = None
         self._changed = trio.Event()
 
@@ -32,7 +33,7 @@ class ItemQueue:
 
     def end(self, failure: Exception | None = None) -> None:
         """No more items come; once the others are taken, ``failure`` is raised."""
-        self._ended, self._failure = True, failure
+        self.ended, self._failure = True, failure
         self._wake()
 
     async def get(self) -> bytearray | None:
@@ -44,7 +45,7 @@ class ItemQueue:
         while not self._items:
             if self._failure is not None:
                 raise self._failure
-            if self._ended:
+            if self.ended:
                 return None
             await self._change()
         item = self._items.popleft()

@@ -3,84 +3,117 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeAlias, TypeVar
 
 import trio
 from google.protobuf.message import Message
 
 from hivemind_p2p.config import RPCSettings
-from hivemind_p2p.errors import DeadlineExceeded, HivemindError, RPCError
+from hivemind_p2p.errors import DeadlineExceeded, HivemindError, NodeClosed, RPCError, StreamError
 from hivemind_p2p.rpc.context import CallContext, M, StreamHandler, UnaryHandler
 from hivemind_p2p.rpc.failures import text_of
 from hivemind_p2p.rpc.item_queue import ItemQueue
+from hivemind_p2p.rpc.slots import Slots
 from hivemind_p2p.rpc.streaming import StreamCall, serve_stream
-from hivemind_p2p.rpc.unary import UnaryCall, serve_unary
+from hivemind_p2p.rpc.trace import CallEnded, CallStarted, Trace
+from hivemind_p2p.rpc.unary import Catch, UnaryCall, serve_unary
 from hivemind_p2p.transport.api import Network, Stream
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Message)
+_Serve: TypeAlias = Callable[[Stream, CallContext, Catch], Awaitable[None]]
 ITEM_ROOM: Final = 2**16
-"""What an item may have beyond ``max_message_bytes``: hivemind fills that with tensor bytes alone."""
+"""What an item may have beyond ``max_message_bytes``, which hivemind fills with the bytes of a tensor alone."""
 
 
 class RPC:
     """Remote calls over a network: ``async with RPC(network, settings) as rpc``. hivemind 1.1's on the wire.
 
-    Leaving it stops to serve: calls under way, of both directions, are cancelled. Methods have hivemind's names,
-    ``Service.method``; one in a namespace is named by :func:`~hivemind_p2p.wire.calls.protocol_id`.
+    Methods have hivemind's names, ``Service.method``; one in a namespace is named by
+    :func:`~hivemind_p2p.wire.calls.protocol_id`. Leaving the block cancels the calls under way, of both directions, and
+    waits for them to end.
+
+    Args:
+        network: carries the streams.
+        settings: times and bounds.
+        trace: told of the beginning and the end of every call; see ``rpc.trace``.
     """
 
-    def __init__(self, network: Network, settings: RPCSettings | None = None) -> None:
+    def __init__(self, network: Network, settings: RPCSettings | None = None, *, trace: Trace | None = None) -> None:
         self.network = network
         self.settings = settings if settings is not None else RPCSettings()
-        self._methods: set[str] = set()
+        self.trace = trace
+        self._methods: dict[str, Slots] = {}
+        self._running = False
+        self._under_way: set[trio.CancelScope] = set()
+        self._all_ended = trio.Event()
 
     async def __aenter__(self) -> Self:
+        self._running = True
+        await trio.lowlevel.checkpoint()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._running = False
         for method in list(self._methods):
             self.unregister(method)
+        for scope in self._under_way:
+            scope.cancel()
+        if self._under_way:
+            await self._all_ended.wait()
 
     def register(self, method: str, request_type: type[M], handler: UnaryHandler[M]) -> None:
         """Serve a method: ``async def handler(request, context) -> response``.
 
-        Raises:
-            RPCError: it is served already.
-        """
-        limit = self.settings.max_message_bytes
-
-        async def serve(stream: Stream, context: CallContext) -> None:
-            await serve_unary(stream, context, request_type, handler, limit, self._caught)
-
-        self._serve_method(method, serve)
-
-    def register_stream(self, method: str, request_type: type[M], handler: StreamHandler[M]) -> None:
-        """Serve a method that takes or gives items: ``async def handler(requests, context): ... yield response``.
+        The handler is cancelled when its caller gives up. What it raises, its caller gets as a ``RemoteError``.
 
         Raises:
             RPCError: it is served already.
         """
         settings = self.settings
 
-        async def serve(stream: Stream, context: CallContext) -> None:
+        async def serve(stream: Stream, context: CallContext, catch: Catch) -> None:
+            await serve_unary(
+                stream,
+                context,
+                request_type,
+                handler,
+                catch,
+                limit=settings.max_message_bytes,
+                timeout=settings.transfer_timeout,
+            )
+
+        self._serve_method(method, serve)
+
+    def register_stream(self, method: str, request_type: type[M], handler: StreamHandler[M]) -> None:
+        """Serve a method that takes or gives items: ``async def handler(requests, context): ... yield response``.
+
+        Items are read ahead as far as ``settings.max_queued_items`` and ``max_queued_bytes`` allow; then the caller has
+        to wait. A caller that gives up is noticed while there is room, and when a response is sent.
+
+        Raises:
+            RPCError: it is served already.
+        """
+        settings = self.settings
+
+        async def serve(stream: Stream, context: CallContext, catch: Catch) -> None:
             queue = ItemQueue(settings.max_queued_items, settings.max_queued_bytes)
-            limit = settings.max_message_bytes + ITEM_ROOM
-            await serve_stream(stream, context, request_type, handler, limit, queue, self._caught)
+            await serve_stream(stream, context, request_type, handler, catch, limit=self._item_limit, queue=queue)
 
         self._serve_method(method, serve)
 
     def unregister(self, method: str) -> None:
         """Stop to serve a method; calls of it that are under way go on."""
-        self._methods.discard(method)
-        self.network.set_stream_handler(method, None)
+        if self._methods.pop(method, None) is not None:
+            self.network.set_stream_handler(method, None)
 
     async def call(
         self, peer_id: PeerID, method: str, request: Message, response_type: type[R], *, timeout: float | None = None
@@ -96,18 +129,19 @@ class RPC:
             MessageTooLarge: the request or the answer is above ``settings.max_message_bytes``.
             ProtocolViolation: the answer is garbage.
             DialError, ProtocolNotSupported, StreamError: the peer cannot be reached, or does not serve the method.
+            NodeClosed: this ``RPC`` is not running, or stopped meanwhile.
         """
         call = UnaryCall(peer_id.to_bytes(), method, request, self.settings.max_message_bytes)
-        with self._deadline(peer_id, method, timeout):
+        with self._call(CallStarted(peer_id, method, outbound=True, request=request), timeout):
             stream = await self.network.open_stream(peer_id, method)
             try:
                 response = await call.on(stream, response_type)
             except BaseException:
                 await stream.reset()
                 raise
-            await stream.aclose()
-            return response
-        raise AssertionError  # either returned or raised
+            with trio.CancelScope(shield=True):  # the answer is here: too late to give up
+                await stream.aclose()
+        return response
 
     def stream_call(
         self,
@@ -126,48 +160,63 @@ class RPC:
         Leaving the block before the last response tells the peer that nobody waits any more.
 
         Args:
-            requests: the items to send; sent as fast as the peer takes them.
+            requests: the items to send; taken as fast as the peer takes them, in another task. A generator is closed
+                at the end.
             timeout: seconds for the whole block; by default ``settings.timeout``.
 
         Raises:
             What :meth:`call` raises, and what ``requests`` raises, when a response is asked for.
         """
-        return self._stream_call(peer_id, method, requests, response_type, timeout)
+        return self._stream_call(CallStarted(peer_id, method, outbound=True), requests, response_type, timeout)
 
     @asynccontextmanager
     async def _stream_call(
-        self, peer_id: PeerID, method: str, requests: AsyncIterable[Message], kind: type[R], timeout: float | None
+        self, call: CallStarted, requests: AsyncIterable[Message], response_type: type[R], timeout: float | None
     ) -> AsyncIterator[AsyncIterator[R]]:
-        with self._deadline(peer_id, method, timeout):
-            stream = await self.network.open_stream(peer_id, method)
-            call = StreamCall(stream, kind, self.settings.max_message_bytes + ITEM_ROOM)
+        with self._call(call, timeout):
+            stream = await self.network.open_stream(call.peer_id, call.method)
+            responses = StreamCall(stream, response_type, self._item_limit)
             failure: Exception | None = None
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(call.send_all, requests)
+                    nursery.start_soon(responses.send_all, requests)
                     try:
-                        yield call
+                        yield responses
                     except Exception as error:  # raised below: the nursery would wrap it in a group
                         failure = error
                     nursery.cancel_scope.cancel()
             finally:
-                await stream.reset()
+                await stream.reset()  # it has ended, or it must
             if failure is not None:
                 raise failure
 
-    def _serve_method(self, method: str, serve: Callable[[Stream, CallContext], Awaitable[None]]) -> None:
+    @property
+    def _item_limit(self) -> int:
+        return self.settings.max_message_bytes + ITEM_ROOM
+
+    def _serve_method(self, method: str, serve: _Serve) -> None:
         if method in self._methods:
             raise RPCError(f"{method} is served already; unregister it first")
-        self.network.set_stream_handler(method, partial(self._serve, serve))
-        self._methods.add(method)
+        slots = Slots(self.settings.max_calls_per_peer, self.settings.max_calls)
+        self.network.set_stream_handler(method, partial(self._serve, serve, slots))
+        self._methods[method] = slots
 
-    async def _serve(self, serve: Callable[[Stream, CallContext], Awaitable[None]], stream: Stream) -> None:
+    async def _serve(self, serve: _Serve, slots: Slots, stream: Stream) -> None:
+        """Serve one call, on a stream that a peer opened for it."""
+        call = CallStarted(stream.peer_id, stream.protocol, outbound=False)
         connections = self.network.connections(stream.peer_id)
-        remote = connections[0].remote_maddr if connections else None
-        await serve(stream, CallContext(stream.peer_id, remote, stream.protocol))
+        context = CallContext(stream.peer_id, connections[0].remote_maddr if connections else None, stream.protocol)
+        try:
+            with self._call(call, math.inf) as ended:
+                async with slots.one(stream.peer_id):
+                    await serve(stream, context, partial(self._catch, context, ended))
+        except* (StreamError, NodeClosed) as group:
+            logger.debug("a call of %s was not served to its end: %s", call.method, group.exceptions[0])
+            await stream.reset()
 
-    def _caught(self, error: Exception, context: CallContext) -> str:
-        """Record a handler's exception; what its caller is told."""
+    def _catch(self, context: CallContext, ended: _Ended, error: Exception) -> str:
+        """Record a handler's exception, at the boundary of one request; what its caller is told."""
+        ended.error = error
         if isinstance(error, HivemindError):
             logger.debug("%s failed for %s: %s", context.method, context.peer_id, error)
         else:
@@ -175,12 +224,46 @@ class RPC:
         return text_of(error)
 
     @contextmanager
-    def _deadline(self, peer_id: PeerID, method: str, timeout: float | None) -> Iterator[None]:
+    def _call(self, call: CallStarted, timeout: float | None) -> Iterator[_Ended]:
+        """While a call is under way: bound it, make it end with us, and tell ``trace`` of it."""
+        if not self._running:
+            raise NodeClosed("this RPC is not running: use it inside `async with RPC(...) as rpc`")
         seconds = self.settings.timeout if timeout is None else timeout
-        with trio.move_on_after(seconds) as scope:
-            yield
-        if scope.cancelled_caught:
-            raise DeadlineExceeded(f"{peer_id} did not finish {method} within {seconds:g} s")
+        began, ended = trio.current_time(), _Ended()
+        scope = trio.CancelScope(deadline=began + seconds)
+        self._under_way.add(scope)
+        self._tell(call)
+        try:
+            with scope:
+                yield ended
+            if scope.cancelled_caught:
+                if not self._running:
+                    raise NodeClosed(f"the node was shut down during a call of {call.method}")
+                raise DeadlineExceeded(
+                    f"{call.peer_id} did not finish {call.method} within {seconds:g} s, and was told that nobody waits"
+                    " any more; give the call more time, or ask another peer"
+                )
+        except BaseException as error:
+            ended.error = error
+            while isinstance(ended.error, BaseExceptionGroup) and len(ended.error.exceptions) == 1:
+                ended.error = ended.error.exceptions[0]
+            raise
+        finally:
+            self._under_way.remove(scope)
+            if not self._under_way and not self._running:
+                self._all_ended.set()
+            self._tell(CallEnded(call, trio.current_time() - began, ended.error))
+
+    def _tell(self, event: CallStarted | CallEnded) -> None:
+        if self.trace is not None:
+            self.trace(event)
 
     def __repr__(self) -> str:
-        return f"<RPC of {self.network.peer_id!r}, {len(self._methods)} methods>"
+        state = f"{len(self._methods)} methods, {len(self._under_way)} calls" if self._running else "not running"
+        return f"<RPC of {self.network.peer_id!r}, {state}>"
+
+
+class _Ended:
+    """How a call ended: with what error."""
+
+    error: BaseException | None = None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import trio
 from google.protobuf.message import Message
 
 from hivemind_p2p.errors import MessageTooLarge, ProtocolViolation, RPCError, StreamError
 from hivemind_p2p.rpc.context import CallContext, M, StreamHandler
-from hivemind_p2p.rpc.failures import remote_error
+from hivemind_p2p.rpc.failures import LONGEST_TEXT, remote_error
 from hivemind_p2p.rpc.framed import FramedStream
 from hivemind_p2p.rpc.item_queue import ItemQueue
 from hivemind_p2p.rpc.unary import Catch, parse
@@ -64,26 +64,44 @@ async def serve_stream(
     context: CallContext,
     request_type: type[M],
     handler: StreamHandler[M],
+    catch: Catch,
+    *,
     limit: int,
     queue: ItemQueue,
-    catch: Catch,
 ) -> None:
-    """Answer one call. The handler is cancelled when the caller ends or resets its half of the stream."""
+    """Answer one call. The handler is cancelled when the caller ends or resets its half of the stream.
+
+    Args:
+        limit: the most bytes of an item, ours and the peer's.
+        queue: keeps what came and was not asked for yet.
+
+    Raises:
+        StreamError: the caller is not there any more. In a group, as nurseries do.
+    """
     framed = FramedStream(stream, calls.item_header, limit)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_take_items, framed, queue, nursery.cancel_scope.cancel)
-        responses = handler(_Requests(queue, request_type), context)
-        async with _closing(responses):
-            while True:
-                try:
-                    head, data = item(await anext(responses), limit)
-                except StopAsyncIteration:
-                    break
-                except Exception as error:  # the boundary of one request
-                    await framed.send(calls.error_item(catch(error, context)))
-                    break
-                await framed.send(head, data)
+        nursery.start_soon(_take_items, framed, queue)
+        responses = _outcomes(handler, _Requests(queue, request_type), context, limit)
+        async with aclosing(responses):
+            async for response in responses:
+                if isinstance(response, Exception):
+                    await framed.send(calls.error_item(catch(response)))
+                else:
+                    await framed.send(*response)
         nursery.cancel_scope.cancel()
+
+
+async def _outcomes(
+    handler: StreamHandler[M], requests: AsyncIterator[M], context: CallContext, limit: int
+) -> AsyncGenerator[tuple[bytes, bytes] | Exception, None]:
+    """A handler's responses as items, and how it failed if it did: kept apart from how sending them may fail."""
+    try:
+        responses = handler(requests, context)
+        async with _closing(responses):
+            async for response in responses:
+                yield item(response, limit)
+    except Exception as error:  # the boundary of one request
+        yield error
 
 
 class _Requests(AsyncIterator[M]):
@@ -121,23 +139,23 @@ def item(message: Message, limit: int) -> tuple[bytes, bytes]:
     return calls.item_head(len(data)), data
 
 
-async def _take_items(framed: FramedStream, queue: ItemQueue, give_up: Callable[[], None]) -> None:
-    ended = False
-    try:
-        while (frame := await framed.receive()) is not None:
-            if ended:
-                raise ProtocolViolation("the caller sent items behind the end of its items")
-            received = calls.read_item(frame)
-            if isinstance(received, calls.Item):
-                await queue.put(received.data)
-            elif received.text:
-                raise ProtocolViolation(f"the caller sent an error instead of an item: {received.text}")
-            else:
-                ended = True
-                queue.end()
-    except StreamError:
-        pass
-    except RPCError as error:
-        queue.end(error)
-        return
-    give_up()
+async def _take_items(framed: FramedStream, queue: ItemQueue) -> None:
+    """Fill the queue; then wait for the caller to go away."""
+    peer = framed.stream.peer_id
+    while True:
+        try:
+            frame = await framed.receive()
+            received = None if frame is None else calls.read_item(frame)
+        except RPCError as error:
+            queue.end(error)
+            return
+        if received is None:
+            raise StreamError(f"{peer} gave up")
+        if queue.ended:
+            raise StreamError(f"{peer} sent more behind the end of its items")
+        if isinstance(received, calls.Item):
+            await queue.put(received.data)
+        elif received.text:
+            queue.end(ProtocolViolation(f"an error came instead of an item: {received.text[:LONGEST_TEXT]}"))
+        else:
+            queue.end()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import trio
 from google.protobuf.message import DecodeError, Message
 
-from hivemind_p2p.errors import MessageTooLarge, ProtocolViolation, StreamError
+from hivemind_p2p.errors import MessageTooLarge, ProtocolViolation, RPCError, StreamError
 from hivemind_p2p.rpc.context import CallContext, M, UnaryHandler
 from hivemind_p2p.rpc.failures import remote_error, text_of
 from hivemind_p2p.rpc.framed import FramedStream
@@ -16,11 +18,15 @@ from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import calls
 from hivemind_p2p.wire.framing import varint_header
 
-Catch = Callable[[Exception, CallContext], str]
+Catch = Callable[[Exception], str]
+"""Records a handler's exception and says what the caller is told."""
+
+_NO_CALL: Final = bytes(calls.CALL_ID_SIZE)
+"""Answers a request that could not be read as far as its id."""
 
 
 class UnaryCall:
-    """One call that we make: :meth:`on` a stream that was opened for it.
+    """One call that we make.
 
     Args:
         limit: the most bytes of a whole message, ours and the peer's.
@@ -36,10 +42,13 @@ class UnaryCall:
         self._head = calls.unary_request_head(self._call_id, peer_id, method, len(self._data))
         size = len(self._head) + len(self._data)
         if size > limit:
-            raise MessageTooLarge(f"a call of {method} with {size} bytes is above the limit of {limit}: stream it")
+            raise MessageTooLarge(
+                f"a call of {method} with {size} bytes is above the limit of {limit} (rpc.max_message_bytes): send less"
+                " at once, or use the streaming call"
+            )
 
     async def on(self, stream: Stream, response_type: type[M]) -> M:
-        """Ask and wait for the answer. Our half of the stream stays open: ending it means that we gave up.
+        """Ask on ``stream``, and wait for the answer. Our half stays open: ending it means that we gave up.
 
         Raises:
             RemoteError, MessageTooLarge, ProtocolViolation, StreamError
@@ -49,7 +58,7 @@ class UnaryCall:
         try:
             await framed.send(self._head, self._data)
         except StreamError as error:
-            refused = error  # a callee that does not want to read on may have said why
+            refused = error  # who does not want to read on may have said why
         try:
             frame = await framed.receive()
         except StreamError as error:
@@ -57,60 +66,57 @@ class UnaryCall:
         if frame is None:
             raise refused or StreamError(f"{stream.peer_id} ended the call of {self.method} without an answer")
         answer = calls.read_response(frame.body)
-        if answer.call_id != self._call_id:
-            raise ProtocolViolation(f"{stream.peer_id} answered another call than {self.method}")
-        if isinstance(answer, calls.UnaryError):
+        if isinstance(answer, calls.UnaryError) and answer.call_id in (self._call_id, _NO_CALL):
             raise remote_error(answer.text, f"{self.method} of {stream.peer_id}")
+        if isinstance(answer, calls.UnaryError) or answer.call_id != self._call_id:
+            raise ProtocolViolation(
+                f"{stream.peer_id} answered another call than the one of {self.method} that we made"
+            )
         return parse(response_type, answer.data)
 
 
 async def serve_unary(
-    stream: Stream, context: CallContext, request_type: type[M], handler: UnaryHandler[M], limit: int, catch: Catch
+    stream: Stream,
+    context: CallContext,
+    request_type: type[M],
+    handler: UnaryHandler[M],
+    catch: Catch,
+    *,
+    limit: int,
+    timeout: float,
 ) -> None:
     """Answer one call. The handler is cancelled when the caller ends or resets its half of the stream.
 
     Args:
-        catch: makes of a handler's exception what the caller is told.
+        limit: the most bytes of a whole message, ours and the peer's.
+        timeout: seconds that the request may take to come, and the answer to go.
+
+    Raises:
+        StreamError: the caller is not there any more, or too slow. In a group, as nurseries do.
     """
     framed = FramedStream(stream, varint_header, limit)
-    call_id = bytes(calls.CALL_ID_SIZE)
+    call_id = _NO_CALL
     async with trio.open_nursery() as nursery:
         try:
-            frame = await framed.receive()
+            with _patience(stream, timeout, "its request did not come"):
+                frame = await framed.receive()
             if frame is None:
-                return
+                raise StreamError(f"{stream.peer_id} asked for nothing")
             request = calls.read_request(frame.body)
             call_id = request.call_id
             message = parse(request_type, request.data)
-        except (MessageTooLarge, ProtocolViolation) as error:
-            await framed.send(calls.unary_error(call_id, text_of(error)))
-            return
-        nursery.start_soon(_cancel_when_given_up, framed, nursery.cancel_scope)
-        head, data = await _answer(handler(message, context), call_id, context, limit, catch)
-        await framed.send(head, data)
+        except RPCError as error:
+            head, data = calls.unary_error(call_id, text_of(error)), b""
+        else:
+            nursery.start_soon(_raise_when_given_up, framed)
+            try:
+                data = (await handler(message, context)).SerializeToString()
+                head = _response_head(call_id, len(data), limit)
+            except Exception as error:  # the boundary of one request
+                head, data = calls.unary_error(call_id, catch(error)), b""
+        with _patience(stream, timeout, "it did not take its answer"):
+            await framed.send(head, data)
         nursery.cancel_scope.cancel()
-
-
-async def _answer(
-    response: Awaitable[Message], call_id: bytes, context: CallContext, limit: int, catch: Catch
-) -> tuple[bytes, bytes]:
-    try:
-        data = (await response).SerializeToString()
-        head = calls.unary_response_head(call_id, len(data))
-        if len(head) + len(data) > limit:
-            raise MessageTooLarge(f"the answer has {len(data)} bytes, more than the limit of {limit}: stream it")
-    except Exception as error:  # the boundary of one request
-        return calls.unary_error(call_id, catch(error, context)), b""
-    return head, data
-
-
-async def _cancel_when_given_up(framed: FramedStream, scope: trio.CancelScope) -> None:
-    try:
-        if await framed.receive() is not None:
-            raise ProtocolViolation("bytes behind a request")
-    except (StreamError, MessageTooLarge, ProtocolViolation):
-        pass
-    scope.cancel()
 
 
 def parse(kind: type[M], data: bytearray) -> M:
@@ -120,6 +126,31 @@ def parse(kind: type[M], data: bytearray) -> M:
         ProtocolViolation: the bytes are none.
     """
     try:
-        return kind.FromString(data)  # type: ignore[arg-type]  # takes a bytearray as it is
+        return kind.FromString(data)  # type: ignore[arg-type]  # a bytearray is read as it is
     except DecodeError:
         raise ProtocolViolation(f"{len(data)} bytes are not a {kind.DESCRIPTOR.name}") from None
+
+
+def _response_head(call_id: bytes, size: int, limit: int) -> bytes:
+    head = calls.unary_response_head(call_id, size)
+    if len(head) + size > limit:
+        raise MessageTooLarge(f"an answer of {size} bytes is above the limit of {limit}: ask for less, or stream it")
+    return head
+
+
+async def _raise_when_given_up(framed: FramedStream) -> None:
+    """Wait for the caller to end its half: nobody waits for the answer then."""
+    try:
+        frame = await framed.receive()
+    except RPCError:
+        frame = None
+    peer = framed.stream.peer_id
+    raise StreamError(f"{peer} gave up" if frame is None else f"{peer} sent more than one request")
+
+
+@contextmanager
+def _patience(stream: Stream, seconds: float, why: str) -> Iterator[None]:
+    with trio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise StreamError(f"{stream.peer_id} was given up on after {seconds:g} s: {why}")

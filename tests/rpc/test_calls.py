@@ -8,7 +8,6 @@ from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 
 from hivemind_p2p.errors import DeadlineExceeded, ProtocolNotSupported, RemoteError, SchemaMismatch
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 HELLO = "Greeter.rpc_hello"
 
 
@@ -26,7 +25,7 @@ async def greet_all(requests, context):
         yield await greet(request, context)
 
 
-async def test_a_call(pair):
+async def test_a_call(autojump_clock, pair):
     caller, callee = pair
     callee.register(HELLO, StringValue, greet)
     response = await caller.call(callee.network.peer_id, HELLO, StringValue(value="world"), StringValue)
@@ -34,7 +33,7 @@ async def test_a_call(pair):
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**14, 2**16, 2**21, 2**22 - 200])
-async def test_messages_of_any_size_up_to_the_limit(pair, size):
+async def test_messages_of_any_size_up_to_the_limit(autojump_clock, pair, size):
     caller, callee = pair
 
     async def echo(request, context) -> BytesValue:
@@ -46,20 +45,20 @@ async def test_messages_of_any_size_up_to_the_limit(pair, size):
     assert response.value == data[:size]
 
 
-async def test_a_stream_of_calls(pair):
+async def test_a_stream_of_calls(autojump_clock, pair):
     caller, callee = pair
     callee.register_stream(HELLO, StringValue, greet_all)
     async with caller.stream_call(callee.network.peer_id, HELLO, words("a", "b", "c"), StringValue) as responses:
         assert [response.value async for response in responses] == ["hello a", "hello b", "hello c"]
 
 
-async def test_what_is_not_served(pair):
+async def test_what_is_not_served(autojump_clock, pair):
     caller, callee = pair
     with pytest.raises(ProtocolNotSupported, match=HELLO):
         await caller.call(callee.network.peer_id, HELLO, StringValue(), StringValue)
 
 
-async def test_a_handlers_error_reaches_the_caller(pair):
+async def test_a_handlers_error_reaches_the_caller(autojump_clock, pair):
     caller, callee = pair
 
     async def refuse(request, context):
@@ -72,7 +71,7 @@ async def test_a_handlers_error_reaches_the_caller(pair):
     assert caught.value.remote_text == "SchemaMismatch: two inputs are wanted, not one"
 
 
-async def test_a_deadline_cancels_the_handler(pair):
+async def test_a_deadline_cancels_the_handler(autojump_clock, pair):
     caller, callee = pair
     cancelled = trio.Event()
 
