@@ -58,10 +58,23 @@ class TransportSettings:
     """Open connections. At the limit the longest idle one is closed for a new one; if none is idle, the new one is."""
     max_handshakes: int = 64
     """Accepted connections that may be in their handshake at once; more are closed."""
+    keepalive_interval: float = 20.0
+    """A peer that was silent for this long is asked whether it is alive."""
+    keepalive_timeout: float = 10.0
+    """How long it may take to answer. A dead peer is noticed within both together."""
     max_streams_out: int = 256
-    """Streams that we hold open on one connection; opening more waits. The stock Yamux allows 256."""
+    """Streams that we hold open on one connection; opening more waits. Other implementations refuse more than that."""
     max_streams_in: int = 256
     """Streams that a peer may hold open to us on one connection; more are reset."""
+    accept_backlog: int = 256
+    """Streams that a peer opened and nobody has accepted yet; more are reset."""
+    max_receive_window: int = 16 * 2**20
+    """Bytes that a peer may send on one stream before they are read. The window begins with 256 KiB and grows with use.
+    A stream cannot be faster than one window per round trip."""
+    max_unread: int = 64 * 2**20
+    """Bytes that one connection makes us hold unread, on all its streams. Windows grow within it; a stream that gets
+    more all the same is reset. A peer may fill 256 KiB on each of its streams whatever we say: ``max_streams_in`` and
+    ``max_streams_out`` together should not make more than this of it."""
     quiet_libp2p: bool = True
     """Set the level of the ``libp2p`` logger to CRITICAL when a host starts, unless the program has set one: libp2p
     logs as errors what is daily life in a swarm (a peer that went away), and we report failures ourselves."""
@@ -70,8 +83,11 @@ class TransportSettings:
         for name, value in vars(self).items():
             if not isinstance(value, bool) and value <= 0:
                 raise ConfigError(f"transport.{name} must be above zero, not {value}")
-        if self.max_streams_out > 256:
-            raise ConfigError(f"transport.max_streams_out must be at most 256, not {self.max_streams_out}")
+        if not 2**18 <= self.max_receive_window <= self.max_unread:
+            raise ConfigError(
+                f"transport.max_receive_window must be at least {2**18}, which Yamux gives every stream, and at most "
+                f"transport.max_unread ({self.max_unread}), not {self.max_receive_window}"
+            )
 
 
 @dataclass(frozen=True)

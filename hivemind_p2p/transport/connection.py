@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Final
 
 import trio
 from multiaddr import Multiaddr
@@ -16,6 +17,8 @@ from hivemind_p2p.transport.muxer import Muxer
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
+_HANDLERS_PER_STREAM: Final = 2
+"""The muxer bounds open streams; a handler may outlive its stream for a while, but not without bound."""
 
 
 class MuxedConnection(Connection):
@@ -88,9 +91,9 @@ class MuxedConnection(Connection):
                 except ConnectionLost:
                     break
                 self.used_at = trio.current_time()
-                if self._serving >= self._settings.max_streams_in:
+                if self._serving >= _HANDLERS_PER_STREAM * self._settings.max_streams_in:
                     logger.warning(
-                        "%s holds %d streams open; more are refused (max_streams_in)",
+                        "%s resets its streams faster than their %d handlers end; one was refused",
                         self.peer_id,
                         self._serving,
                     )

@@ -1,8 +1,7 @@
 """``Host``: the network over libp2p.
 
-Built from libp2p's parts (keys, the Noise handshake and channel, Yamux, the identify message, its transport
-interface) and not from its ``BasicHost`` and ``Swarm``, whose policies are traps for a long-lived node. Where each
-trap of py-libp2p 0.8.1 went:
+Built from libp2p's parts (keys, the Noise handshake, the identify message, its transport interface) and not from its
+``BasicHost`` and ``Swarm``, whose policies are traps for a long-lived node. Where each trap of py-libp2p 0.8.1 went:
 
 - *Everything a swarm starts by itself* (auto-connector, pruner, mDNS, UPnP, QUIC, plaintext, secio, mplex): there is
   no swarm; only Noise and Yamux are offered and accepted (``upgrade``).
@@ -12,7 +11,7 @@ trap of py-libp2p 0.8.1 went:
 - *dial_peer tries one address per transport; a silent peer hangs it; host.connect costs 250 ms*: ``dialer``, ``race``.
 - *0.0.0.0 is announced*: :attr:`Host.visible_maddrs` names addresses that others can dial.
 - *100 partial reads end a connection; IPv6 peers have no address*: ``raw`` and ``tcp``.
-- *A cancelled write kills the connection; a slow reader is reset; more than 256 streams hang*: ``stock_muxer``.
+- *A cancelled write kills the connection; a slow reader is reset; more than 256 streams hang*: ``yamux``.
 - *An exception in a stream handler ends the swarm*: ``connection`` logs it and resets that stream.
 - *libp2p reports what is daily life as errors*: ``TransportSettings.quiet_libp2p``.
 

@@ -74,6 +74,12 @@ class RawConnection(IRawConnection):
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectionClosedError(f"the connection broke: {error.__cause__ or error}") from error
 
+    def take_rest(self) -> bytes:
+        """What came and was not read: for who goes on with ``stream`` instead of this connection."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
     read_exactly = read
     send_all = write
 

@@ -202,5 +202,5 @@ async def test_an_exception_in_the_body_comes_out_as_it_is():
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match=r"transport\.dial_timeout must be above zero"):
         TransportSettings(dial_timeout=0)
-    with pytest.raises(ConfigError, match="at most 256"):
-        TransportSettings(max_streams_out=1000)
+    with pytest.raises(ConfigError, match=r"at most transport\.max_unread"):
+        TransportSettings(max_receive_window=2**20, max_unread=2**19)

@@ -73,7 +73,7 @@ async def test_a_slow_reader_is_waited_for(autojump_clock):
     done = trio.Event()
 
     async def slow(stream: Stream) -> None:
-        await trio.sleep(60)  # the stock muxer gives up after 5
+        await trio.sleep(60)
         await stream.read_exactly(1_000_000)
         done.set()
 

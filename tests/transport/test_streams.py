@@ -31,7 +31,7 @@ async def test_many_streams_at_once_share_one_connection():
             assert await roundtrip(client, server, data) == data
 
         async with trio.open_nursery() as nursery:
-            for number in range(300):  # more than a stock Yamux connection carries at once
+            for number in range(300):
                 nursery.start_soon(one, number)
         assert len(client.connections()) == len(server.connections()) == 1
 

@@ -1,0 +1,322 @@
+"""The shell of :class:`~.session.Session` under Trio: one connection, as a :class:`~..muxer.Muxer`.
+
+Three tasks run a connection. The *reader* feeds the session and wakes whoever its events concern; it never waits for
+anything but bytes, so that a slow reader of one stream holds up no other, and two peers that both have much to say
+cannot block each other. The *pump* sends what the socket did not take at once. The *keepalive* asks a silent peer
+whether it is alive.
+
+Whoever writes does it in its own task, without waiting for another one to be scheduled: session, encryption and socket
+take it in one go. When the socket takes no more, writers wait in a queue, first come first served, and each sends one
+frame in its turn. All that waits can be cancelled, for nothing is half written by a task that waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Final
+
+import trio
+
+from hivemind_p2p.config import TransportSettings
+from hivemind_p2p.errors import ConnectionLost
+from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.transport.muxer import Muxer
+from hivemind_p2p.transport.noise.channel import SecureChannel
+from hivemind_p2p.transport.yamux.events import (
+    DataReceived,
+    EndReceived,
+    Event,
+    ResetReceived,
+    SessionFailed,
+    StreamOpened,
+    StreamOverflowed,
+    StreamRefused,
+    WindowOpened,
+)
+from hivemind_p2p.transport.yamux.session import Session, StreamState
+from hivemind_p2p.transport.yamux.stream import YamuxStream
+from hivemind_p2p.wire.peer_id import PeerID
+
+logger = logging.getLogger(__name__)
+_GOODBYE: Final = 1.0
+
+
+class YamuxMuxer(Muxer):
+    """Streams over one secured connection.
+
+    Args:
+        channel: owned by this muxer.
+        peer_id: who is at the other end.
+        initiator: whether we dialled.
+    """
+
+    def __init__(
+        self, channel: SecureChannel, peer_id: PeerID, *, initiator: bool, settings: TransportSettings
+    ) -> None:
+        self.peer_id = peer_id
+        self.session = Session(
+            initiator=initiator,
+            max_inbound=settings.max_streams_in,
+            max_window=settings.max_receive_window,
+            budget=settings.max_unread,
+        )
+        self._channel = channel
+        self._settings = settings
+        self._streams: dict[int, YamuxStream] = {}
+        self._outbound = 0
+        self._slot_free = trio.lowlevel.ParkingLot()
+        self._accepted: deque[YamuxStream] = deque()
+        self._arrival = trio.lowlevel.ParkingLot()
+        self._turn = trio.Lock()
+        self._blocked = trio.Event()
+        self._flowing = trio.Event()
+        self._sent = trio.lowlevel.ParkingLot()
+        self._received = 0
+        self._scope = trio.CancelScope()
+        self._running = False
+        self._closing = False
+        self._lost: str | None = None
+        self._write_failure: str | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self._closing or self._lost is not None or self.session.going_away
+
+    @property
+    def stream_count(self) -> int:
+        return len(self._streams)
+
+    async def run(self) -> None:
+        self._running = True
+        reason = "this host stopped using it"
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pump)
+                    nursery.start_soon(self._keepalive)
+                    reason = await self._read()
+                    self._lose(reason)
+                    await self._drain()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._lose(reason)
+            await self._channel.aclose()
+
+    async def open_stream(self) -> Stream:
+        while True:
+            self.check()
+            if self._closing or self.session.exhausted:
+                raise ConnectionLost(f"the connection to {self.peer_id} takes no new streams; call again to dial")
+            if self._outbound < self._settings.max_streams_out:
+                break
+            await self._slot_free.park()
+        self._outbound += 1
+        stream = self._add(self.session.open_stream(trio.current_time()))
+        try:
+            await trio.lowlevel.checkpoint()
+        except BaseException:
+            stream.throw_away()
+            raise
+        return stream
+
+    async def accept_stream(self) -> Stream:
+        await trio.lowlevel.checkpoint()
+        while not self._accepted:
+            if self._lost is not None:
+                raise self.lost()
+            await self._arrival.park()
+        return self._accepted.popleft()
+
+    async def aclose(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        if self._lost is None:
+            self.session.go_away()
+            self.flush()
+            await self._drain()
+            self._lose("it was closed here")
+        self._scope.cancel()
+        await self._channel.aclose()
+
+    # For the streams
+
+    def lost(self) -> ConnectionLost:
+        """The error for whoever used the connection when it went away."""
+        reason = self._lost or self._write_failure or "it was closed"
+        return ConnectionLost(f"the connection to {self.peer_id} is gone: {reason}; call again to connect anew")
+
+    def check(self) -> None:
+        """Raise ConnectionLost if nothing can be sent any more."""
+        if self._lost is not None or self._write_failure is not None:
+            raise self.lost()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing will be received any more."""
+        return self._lost is not None
+
+    async def send(self, state: StreamState, data: memoryview) -> int:
+        """Send one frame of ``data``, when it is our turn; how much went into it. 0: the window was closed meanwhile.
+
+        Raises:
+            ConnectionLost
+        """
+        if self._channel.pending or self._turn.locked():
+            async with self._turn:
+                while self._channel.pending:
+                    self.check()
+                    await self._flowing.wait()
+                self.check()
+                size = self.session.send(state, data)
+                self.flush()
+        else:
+            self.check()
+            size = self.session.send(state, data)
+            self.flush()
+            await trio.lowlevel.checkpoint()
+        self.check()
+        return size
+
+    def flush(self) -> None:
+        """Send what the session has to say, now or as soon as the socket takes it. Never waits, never raises."""
+        if self._channel.pending or not self.session.has_output:
+            return
+        output = self.session.take_output()
+        if self._lost is not None or self._write_failure is not None:
+            return
+        try:
+            self._channel.write(output)
+        except ConnectionLost as error:
+            self._write_failed(error)
+        if self._channel.pending:
+            self._flowing = trio.Event()
+            self._blocked.set()
+
+    def discard(self, stream: YamuxStream) -> None:
+        """A stream was closed by its owner."""
+        if self._streams.pop(stream.state.id, None) is not None and stream.state.outbound:
+            self._outbound -= 1
+            self._slot_free.unpark()
+
+    # The tasks
+
+    async def _read(self) -> str:
+        """Receive until the connection ends; why it did."""
+        try:
+            while True:
+                messages = await self._channel.receive()
+                now = trio.current_time()
+                self._received += 1
+                for message in messages:
+                    for event in self.session.receive(message, now):
+                        if isinstance(event, SessionFailed):
+                            logger.warning("%s broke the protocol: %s", self.peer_id, event.reason)
+                            self.flush()
+                            return f"the peer broke the protocol: {event.reason}"
+                        self._act_on(event)
+                self.flush()
+        except ConnectionLost as error:
+            return str(error)
+
+    def _act_on(self, event: Event) -> None:
+        match event:
+            case DataReceived(state, data):
+                if (stream := self._streams.get(state.id)) is not None:
+                    stream.data_received(data)
+            case WindowOpened(state):
+                if (stream := self._streams.get(state.id)) is not None:
+                    stream.window_opened()
+            case StreamOpened(state):
+                self._accept(state)
+            case EndReceived(state) | ResetReceived(state):
+                if (stream := self._streams.get(state.id)) is not None:
+                    stream.peer_finished()
+            case StreamOverflowed(state):
+                limit = self._settings.max_unread
+                logger.warning("%s sent more than is read: %d bytes were held; a stream was reset", self.peer_id, limit)
+                if (stream := self._streams.get(state.id)) is not None:
+                    stream.overflowed()
+            case StreamRefused():
+                logger.warning("%s opens more streams than it may (max_streams_in)", self.peer_id)
+
+    def _accept(self, state: StreamState) -> None:
+        if len(self._accepted) >= self._settings.accept_backlog:
+            logger.warning("%s opens streams faster than they are accepted (accept_backlog)", self.peer_id)
+            self.session.reset(state)
+            return
+        self._accepted.append(self._add(state))
+        self._arrival.unpark()
+
+    async def _pump(self) -> None:
+        while True:
+            await self._blocked.wait()
+            self._blocked = trio.Event()
+            if self._write_failure is not None:
+                await trio.sleep(_GOODBYE)  # what the peer said before it went may still be read
+                self._give_up(self._write_failure)
+            while self._channel.pending:
+                with trio.move_on_after(self._settings.write_timeout) as scope:
+                    try:
+                        await self._channel.drain_some()
+                    except ConnectionLost as error:
+                        self._give_up(str(error))
+                        return
+                if scope.cancelled_caught:
+                    self._give_up(f"it took no byte for {self._settings.write_timeout:g} s")
+                    return
+                if not self._channel.pending:
+                    self._flowing.set()
+                    self._sent.unpark_all()
+                    self.flush()
+
+    async def _keepalive(self) -> None:
+        while True:
+            received = self._received
+            await trio.sleep(self._settings.keepalive_interval)
+            self.session.acknowledge()
+            self.flush()
+            if self._received != received:
+                continue
+            self.session.ping(trio.current_time())
+            self.flush()
+            await trio.sleep(patience := self._settings.keepalive_timeout)
+            if self._received == received:
+                self._give_up(f"it did not answer within {patience:g} s when asked whether it is alive")
+
+    # The end
+
+    def _write_failed(self, error: ConnectionLost) -> None:
+        self._write_failure = str(error)
+        self._blocked.set()
+
+    def _give_up(self, reason: str) -> None:
+        self._lose(reason)
+        self._scope.cancel()
+
+    def _lose(self, reason: str) -> None:
+        """Wake everybody who waits for something that will not come any more."""
+        if self._lost is not None:
+            return
+        self._lost = reason
+        self._flowing.set()
+        self._arrival.unpark_all()
+        self._slot_free.unpark_all()
+        for stream in list(self._streams.values()):
+            stream.connection_lost()
+
+    async def _drain(self) -> None:
+        """Wait a moment for what was written to go out."""
+        if self._running:
+            with trio.CancelScope(shield=True), trio.move_on_after(_GOODBYE):
+                while self._channel.pending:
+                    await self._sent.park()
+
+    def _add(self, state: StreamState) -> YamuxStream:
+        stream = self._streams[state.id] = YamuxStream(self, state)
+        return stream
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self._streams)} streams"
+        return f"<YamuxMuxer to {self.peer_id!r}, {state}>"

@@ -1,0 +1,219 @@
+"""One stream of a :class:`~.muxer.YamuxMuxer`: what its owner reads and writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from hivemind_p2p.errors import StreamEnded, StreamReset
+from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.transport.yamux.frames import SYN
+from hivemind_p2p.transport.yamux.receive_queue import ReceiveQueue
+from hivemind_p2p.transport.yamux.session import StreamState
+
+if TYPE_CHECKING:
+    from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
+
+
+class YamuxStream(Stream):
+    """A stream. Made by its muxer, which also calls what is marked so below."""
+
+    def __init__(self, muxer: YamuxMuxer, state: StreamState) -> None:
+        self.peer_id = muxer.peer_id
+        self.protocol = ""
+        self.state = state
+        self._muxer = muxer
+        self._queue = ReceiveQueue()
+        self._overflowed = False
+        self._closed = False
+        self._reading = False
+        self._writing = False
+        self._readable: trio.Event | None = None
+        self._writable: trio.Event | None = None
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._begin_writing()
+        try:
+            rest = memoryview(data)
+            rest = rest if rest.format == "B" and rest.ndim == 1 else rest.cast("B")
+            if not rest:
+                await trio.lowlevel.checkpoint()
+            while rest:
+                await self._window()
+                rest = rest[await self._muxer.send(self.state, rest) :]
+                if self._closed:
+                    raise self._closed_here()
+        finally:
+            self._writing = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        self._begin_writing()
+        try:
+            await trio.lowlevel.checkpoint()
+            await self._window()
+        finally:
+            self._writing = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+        self._begin_reading()
+        try:
+            await trio.lowlevel.checkpoint()
+            if await self._data():
+                data = self._queue.take(max_bytes)
+                self._consumed(len(data))
+                return data
+            return b""
+        finally:
+            self._reading = False
+
+    async def read_into(self, buffer: memoryview) -> None:
+        self._begin_reading()
+        try:
+            await trio.lowlevel.checkpoint()
+            target, filled = memoryview(buffer).cast("B"), 0
+            while filled < len(target):
+                if not await self._data():
+                    expected = len(target)
+                    raise StreamEnded(f"{self.peer_id} ended the stream {filled} bytes into an expected {expected}")
+                size = self._queue.take_into(target[filled:])
+                filled += size
+                self._consumed(size)
+        finally:
+            self._reading = False
+
+    async def send_eof(self) -> None:
+        self._begin_writing(may_have_ended=True)
+        try:
+            if not self.state.ended:
+                self._check_writable()
+                self._muxer.session.end(self.state)
+                self._muxer.flush()
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._writing = False
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            if self.state.opening != SYN:  # otherwise the peer never heard of it
+                # Having seen our end, the peer can read all that we wrote; and nobody will read what it still sends.
+                self._muxer.session.end(self.state)
+            self.throw_away()
+        await trio.lowlevel.checkpoint()
+
+    async def reset(self) -> None:
+        self.throw_away()
+
+    def throw_away(self) -> None:
+        """:meth:`reset`, which has nothing to wait for."""
+        if self._closed:
+            return
+        self._closed = True
+        self._muxer.session.reset(self.state)
+        self._queue.clear()
+        self._muxer.discard(self)
+        self._muxer.flush()
+        self._wake()
+
+    # The muxer calls these.
+
+    def data_received(self, data: memoryview) -> None:
+        """The peer sent something."""
+        self._queue.append(data)
+        self._wake_reader()
+
+    def window_opened(self) -> None:
+        """More can be sent."""
+        if self._writable is not None:
+            self._writable.set()
+
+    def peer_finished(self) -> None:
+        """The peer ended or reset the stream; ``state`` tells which."""
+        self._wake()
+
+    def overflowed(self) -> None:
+        """It was reset, since too much of the connection's data lies unread."""
+        self._overflowed = True
+        self._queue.clear()
+        self._wake()
+
+    def connection_lost(self) -> None:
+        """Nothing will come any more."""
+        self._wake()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self.state.open and not self._muxer.is_lost else "over"
+        return f"<Stream {self.state.id}, {self.protocol or 'no protocol yet'}, to {self.peer_id!r}, {state}>"
+
+    def _begin_reading(self) -> None:
+        if self._reading:
+            raise trio.BusyResourceError(f"another task is reading from the stream to {self.peer_id}")
+        if self._closed:
+            raise self._closed_here()
+        self._reading = True
+
+    def _begin_writing(self, *, may_have_ended: bool = False) -> None:
+        if self._writing:
+            raise trio.BusyResourceError(f"another task is writing to the stream to {self.peer_id}")
+        if self._closed or (self.state.ended and not may_have_ended):
+            raise self._closed_here()
+        self._writing = True
+
+    def _closed_here(self) -> trio.ClosedResourceError:
+        return trio.ClosedResourceError(f"this stream to {self.peer_id} was closed here")
+
+    async def _data(self) -> bool:
+        """Wait until there is something to read; False when the peer has ended and all was read."""
+        while not self._queue.size:
+            if self._closed:
+                raise self._closed_here()
+            if self.state.remote_ended:
+                return False
+            if self._muxer.is_lost:
+                raise self._muxer.lost()
+            if not self.state.open:
+                raise self._thrown_away()
+            if self.state.opening == SYN:  # whoever waits for the peer's first word must let it know of the stream
+                self._muxer.session.announce(self.state)
+                self._muxer.flush()
+            self._readable = trio.Event()
+            await self._readable.wait()
+        return True
+
+    def _consumed(self, size: int) -> None:
+        self._muxer.session.consumed(self.state, size, trio.current_time())
+        self._muxer.flush()
+
+    async def _window(self) -> None:
+        """Wait until something may be sent."""
+        while True:
+            self._check_writable()
+            if self.state.send_window > 0:
+                return
+            self._writable = trio.Event()
+            await self._writable.wait()
+
+    def _check_writable(self) -> None:
+        if self._closed:
+            raise self._closed_here()
+        self._muxer.check()
+        if not self.state.open:
+            raise self._thrown_away()
+
+    def _thrown_away(self) -> StreamReset:
+        if self._overflowed:
+            return StreamReset(
+                f"too much of what {self.peer_id} sent lies unread (transport.max_unread); this stream to it was reset"
+            )
+        return StreamReset(f"{self.peer_id} threw the stream {self.protocol!r} away")
+
+    def _wake(self) -> None:
+        self._wake_reader()
+        if self._writable is not None:
+            self._writable.set()
+
+    def _wake_reader(self) -> None:
+        if self._readable is not None:
+            self._readable.set()
