@@ -10,12 +10,13 @@ import json
 import sys
 from typing import AsyncIterator  # noqa: UP035  # hivemind tells streams by this one alone
 
+import torch
 from hivemind.dht.node import DHTNode
 from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
 from hivemind.proto import runtime_pb2, test_pb2
 from hivemind.utils import get_dht_time
 from hivemind.utils.multiaddr import Multiaddr
-from hivemind.utils.tensor_descr import TensorDescriptor
+from hivemind.utils.tensor_descr import BatchTensorDescriptor
 
 
 class Interop(ServicerBase):
@@ -132,17 +133,18 @@ class Peer:
         return await self.dht.store(key, value, expiration_time, subkey=subkey)
 
     async def store_special(self, key: str, seconds: float) -> bool:
-        """A tuple with bytes, and a tensor's description: hivemind's extension types."""
-        value = [(1, b"two", None), TensorDescriptor(size=(2, 3), compression=2)]
+        """A tuple within a list, and a tensor's description: hivemind's extension types."""
+        value = [(1, b"two", None), BatchTensorDescriptor(2, 3, dtype=torch.float16, compression=2)]
         return await self.dht.store(key, value, get_dht_time() + seconds)
 
     async def get(self, key: str) -> object:
+        """The value; of a dictionary, the values by the text of their subkeys; what JSON does not know, as text."""
         found = await self.dht.get(key, latest=True)
         if found is None:
             return None
         if isinstance(found.value, dict):
             return {str(subkey): item.value for subkey, item in found.value.items()}
-        return repr(found.value) if isinstance(found.value, list | tuple) else found.value
+        return found.value if isinstance(found.value, str | int | float) else repr(found.value)
 
     async def contacts(self) -> int:
         return len(self.dht.protocol.routing_table.uid_to_peer_id)
