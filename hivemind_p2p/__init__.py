@@ -14,12 +14,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "DHT": "hivemind_p2p.sync",
     "DHTNode": "hivemind_p2p.dht",
+    "Ed25519SignatureValidator": "hivemind_p2p.dht",
     "ExpertBackend": "hivemind_p2p.runtime",
     "Node": "hivemind_p2p.node",
     "PeerID": "hivemind_p2p.wire.peer_id",
+    "RSASignatureValidator": "hivemind_p2p.dht",
+    "RecordValidatorBase": "hivemind_p2p.dht",
     "RemoteExpert": "hivemind_p2p.client",
     "RemoteMixtureOfExperts": "hivemind_p2p.client",
     "Runtime": "hivemind_p2p.runtime",
+    "SchemaValidator": "hivemind_p2p.dht.schema",
     "Server": "hivemind_p2p.server",
     "background_server": "hivemind_p2p.server",
     "declare_experts": "hivemind_p2p.server",
@@ -31,12 +35,16 @@ _HOMES = {
 __all__ = [
     "DHT",
     "DHTNode",
+    "Ed25519SignatureValidator",
     "ExpertBackend",
     "Node",
     "PeerID",
+    "RSASignatureValidator",
+    "RecordValidatorBase",
     "RemoteExpert",
     "RemoteMixtureOfExperts",
     "Runtime",
+    "SchemaValidator",
     "Server",
     "background_server",
     "declare_experts",
@@ -47,7 +55,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from hivemind_p2p.client import RemoteExpert, RemoteMixtureOfExperts, get_experts
-    from hivemind_p2p.dht import DHTNode, get_dht_time
+    from hivemind_p2p.dht import (
+        DHTNode,
+        Ed25519SignatureValidator,
+        RecordValidatorBase,
+        RSASignatureValidator,
+        get_dht_time,
+    )
+    from hivemind_p2p.dht.schema import SchemaValidator
     from hivemind_p2p.node import Node
     from hivemind_p2p.runtime import ExpertBackend, Runtime
     from hivemind_p2p.server import Server, background_server, declare_experts, register_expert_class

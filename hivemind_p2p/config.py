@@ -171,7 +171,11 @@ class DHTSettings:
     max_stored_records: int = 100_000
     """The most records that we keep for others; when full, new ones are refused until old ones expire."""
     max_stored_bytes: int = 2**28
-    """The most bytes of records that we keep for others, and as many again in the cache."""
+    """The most bytes of records, ours and others', stored and cached; cached ones make room for stored ones."""
+    max_peer_share: float = 0.125
+    """The part of ``max_stored_records`` and ``max_stored_bytes`` that one peer may fill once half is in use."""
+    max_lifetime: float = 30 * 86400.0
+    """The longest that a record may be meant to last; what is to last longer is refused."""
     max_keys_per_message: int = 1024
     """The most keys that one request of others may hold, and that one of our store requests holds."""
     max_addresses: int = 6

@@ -20,7 +20,8 @@ concern; nothing in the package raises a bare ``Exception``.
     │   ├── RemoteError             the peer's handler failed; carries the remote text
     │   ├── DeadlineExceeded        no answer within the deadline (also a TimeoutError)
     │   ├── MessageTooLarge         a message is above the limit, here or there
-    │   └── ProtocolViolation       the peer sent bytes that the wire does not allow
+    │   ├── ProtocolViolation       the peer sent bytes that the wire does not allow
+    │   └── Unauthorized            the peer, or we ourselves, cannot show that it may use this swarm
     ├── DHTError
     │   ├── BootstrapError          none of the initial peers could be reached
     │   └── InvalidRecord           a key, value or expiration that no peer would store
@@ -121,6 +122,10 @@ class MessageTooLarge(RPCError):
 
 class ProtocolViolation(RPCError):
     """The peer sent bytes that the wire does not allow; the stream was thrown away."""
+
+
+class Unauthorized(RPCError):
+    """The peer, or we ourselves, cannot show a valid token: this swarm is moderated."""
 
 
 class DHTError(HivemindError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.config import Settings
-from hivemind_p2p.dht import DHTNode
+from hivemind_p2p.dht import AuthorizerBase, DHTNode, RecordValidatorBase
 from hivemind_p2p.errors import ConfigError, NodeClosed
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.transport.api import Connection, Network, Stream, StreamHandler
@@ -36,6 +36,8 @@ class Node:
         identity_path: file with the node's key, created when it is not there. Default: a new identity each time.
         client_mode: listen on nothing and stay out of the routing tables of others; for short-lived trainers.
         settings: everything else, see :mod:`hivemind_p2p.config`.
+        record_validators: judge and sign what the DHT stores, see :mod:`hivemind_p2p.dht.validation`.
+        authorizer: for a moderated swarm, see :mod:`hivemind_p2p.dht.authorization`.
 
     Raises (on entering):
         ConfigError: an address is malformed, or lacks its ``/p2p/<peer id>``.
@@ -53,6 +55,8 @@ class Node:
         identity_path: str | Path | None = None,
         client_mode: bool = False,
         settings: Settings | None = None,
+        record_validators: Iterable[RecordValidatorBase] = (),
+        authorizer: AuthorizerBase | None = None,
     ) -> None:
         self.settings = settings if settings is not None else Settings()
         self.client_mode = client_mode
@@ -60,6 +64,7 @@ class Node:
         self._host_maddrs = () if client_mode else tuple(_addresses("host_maddrs", host_maddrs))
         self._announce_maddrs = tuple(_addresses("announce_maddrs", announce_maddrs))
         self._identity_path = identity_path
+        self._record_validators, self._authorizer = list(record_validators), authorizer
         self._stack: AsyncExitStack | None = None
         self._network: Network | None = None
         self._rpc: RPC | None = None
@@ -80,7 +85,16 @@ class Node:
             )
             network: Network = await stack.enter_async_context(host)
             rpc = await stack.enter_async_context(RPC(network, self.settings.rpc))
-            dht = await stack.enter_async_context(DHTNode(rpc, self.settings.dht, client_mode=self.client_mode))
+            dht = await stack.enter_async_context(
+                DHTNode(
+                    rpc,
+                    self.settings.dht,
+                    client_mode=self.client_mode,
+                    record_validators=self._record_validators,
+                    identity=identity,
+                    authorizer=self._authorizer,
+                )
+            )
             network.set_peer_resolver(dht.find_peer)
             if self._initial_peers:
                 await dht.bootstrap(self._initial_peers)

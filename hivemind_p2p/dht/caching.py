@@ -18,7 +18,7 @@ from hivemind_p2p.dht.keys import DHTID, REGULAR_TAG
 from hivemind_p2p.dht.messages import PeerContact, StoreItem, record_item
 from hivemind_p2p.dht.protocol import DHTProtocol
 from hivemind_p2p.dht.search import Search, Searches
-from hivemind_p2p.kademlia import ExpiringStorage
+from hivemind_p2p.kademlia import ExpiringStorage, Verdict
 
 logger = logging.getLogger(__name__)
 _BATCH: Final = 64
@@ -42,7 +42,7 @@ class Caching:
             return
         value, expiration_time = search.best
         now = self._protocol.clock()
-        ours, cached = self._protocol.local_record(search.key), self._protocol.cache.get(search.key, now)
+        ours, cached = self._protocol.records.local(search.key), self._protocol.cache.get(search.key, now)
         is_newer = ours is None or ours.expiration_time < expiration_time
         # A dictionary may have news in any of its subkeys, whenever the last of them expires.
         if (is_newer and self._settings.cache_locally) or cached is not None:
@@ -52,13 +52,13 @@ class Caching:
             for contact in lacking[: self._settings.cache_nearest]:
                 self._send(contact, [record_item(search.key, search.best, now=now, in_cache=True)])
 
-    def after_store(self, key: DHTID, items: Sequence[StoreItem], accepted: Sequence[bool]) -> None:
-        """We stored something under a key; ``accepted`` says what of it."""
+    def after_store(self, key: DHTID, items: Sequence[StoreItem], verdicts: Sequence[Verdict]) -> None:
+        """We stored something under a key; ``verdicts`` say what of it."""
         if not self._settings.cache_on_store:
             return
         now = self._protocol.clock()
         cached = self._protocol.cache.get(key, now)
-        for item, ok in zip(items, accepted, strict=True):
+        for item, ok in zip(items, verdicts, strict=True):
             if item.tag == REGULAR_TAG and ok:
                 self._protocol.cache.store(key, item.value, item.expiration_time, now=now)
             elif item.tag == REGULAR_TAG and cached is not None and cached.expiration_time <= item.expiration_time:

@@ -74,16 +74,25 @@ def checked_value(key: DHTKey, value: DHTValue, settings: DHTSettings) -> bytes:
         InvalidRecord: msgpack cannot carry it, or it is too large.
     """
     packed = _pack("value", value)
-    advice = "keep large things elsewhere and store where they are"
-    _check_size("value", key, packed, settings.max_record_bytes, advice)
+    check_size(key, packed, settings)
     return packed
 
 
-def check_expiration(key: DHTKey, expiration_time: float, now: float) -> None:
+def check_size(key: DHTKey, packed: bytes, settings: DHTSettings) -> None:
+    """Refuse a value, as it travels, that nobody would store.
+
+    Raises:
+        InvalidRecord: it is too large.
+    """
+    advice = "keep large things elsewhere and store where they are"
+    _check_size("value", key, packed, settings.max_record_bytes, advice)
+
+
+def check_expiration(key: DHTKey, expiration_time: float, settings: DHTSettings, *, now: float) -> None:
     """Refuse what nobody would store.
 
     Raises:
-        InvalidRecord: the time is not a number, or has passed.
+        InvalidRecord: the time is not a number, has passed, or is too far away.
     """
     if isinstance(expiration_time, bool) or not isinstance(expiration_time, int | float) or math.isnan(expiration_time):
         raise InvalidRecord(
@@ -94,6 +103,11 @@ def check_expiration(key: DHTKey, expiration_time: float, now: float) -> None:
         raise InvalidRecord(
             f"the record of {key!r:.80} expired {now - expiration_time:.1f} s ago: give a time in the future, such as "
             "get_dht_time() + 60"
+        )
+    if expiration_time > now + settings.max_lifetime:
+        raise InvalidRecord(
+            f"the record of {key!r:.80} is to last {expiration_time - now:.4g} s, and nodes keep records for at most "
+            f"{settings.max_lifetime:g} s: give an earlier time, and store it again before that"
         )
 
 

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
@@ -19,11 +19,12 @@ from multiaddr.exceptions import Error as MultiaddrError
 from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht.keys import DHTID, DICTIONARY_TAG, REGULAR_TAG, subkey_from
 from hivemind_p2p.errors import ProtocolViolation
-from hivemind_p2p.kademlia import SHA1, Contact, DictionaryValue, ValueWithExpiration
+from hivemind_p2p.kademlia import SHA1, Contact, DictionaryValue, ValueWithExpiration, Verdict
 from hivemind_p2p.kademlia.records import Record
 from hivemind_p2p.wire import dht_pb2, msgpack
 from hivemind_p2p.wire.peer_id import PeerID
 
+_REASONS: Final = frozenset(verdict.value for verdict in Verdict if not verdict)
 PeerContact: TypeAlias = Contact[PeerID]
 Addresses: TypeAlias = Mapping[PeerID, Sequence[Multiaddr]]
 
@@ -89,6 +90,23 @@ def store_items(request: dht_pb2.StoreRequest) -> list[StoreItem]:
         StoreItem(_id(key), bytes(tag), bytes(value), expiration_time, in_cache)
         for key, tag, value, expiration_time, in_cache in zip(*columns, strict=True)
     ]
+
+
+def store_response(verdicts: Sequence[Verdict], peer: dht_pb2.NodeInfo) -> dht_pb2.StoreResponse:
+    """The answer to a store request; the reasons beside it are for our own nodes."""
+    response = dht_pb2.StoreResponse(store_ok=map(bool, verdicts), peer=peer)
+    if not all(verdicts):
+        response.verdicts.extend(verdict.value for verdict in verdicts)
+    return response
+
+
+def store_verdicts(response: dht_pb2.StoreResponse, count: int) -> list[Verdict]:
+    """What a peer says became of ``count`` items; it says nothing about those that its answer leaves out."""
+    pairs = itertools.zip_longest(response.store_ok[:count], response.verdicts[:count], fillvalue=0)
+    verdicts = [
+        Verdict.STORED if ok else Verdict(reason) if reason in _REASONS else Verdict.UNKNOWN for ok, reason in pairs
+    ]
+    return verdicts + [Verdict.UNKNOWN] * (count - len(verdicts))
 
 
 def requested_keys(request: dht_pb2.FindRequest, limit: int) -> list[DHTID]:

@@ -12,6 +12,7 @@ import random as random_module
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +21,7 @@ from multiaddr import Multiaddr
 
 from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht import keys as keys_module
+from hivemind_p2p.dht.authorization import AuthorizerBase
 from hivemind_p2p.dht.caching import Caching
 from hivemind_p2p.dht.clock import get_dht_time
 from hivemind_p2p.dht.crawl import Crawl
@@ -31,8 +33,9 @@ from hivemind_p2p.dht.protocol import DHTProtocol
 from hivemind_p2p.dht.search import Searches
 from hivemind_p2p.dht.store import store_items
 from hivemind_p2p.dht.upkeep import Upkeep
+from hivemind_p2p.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase, Signer
 from hivemind_p2p.errors import InvalidRecord, NodeClosed
-from hivemind_p2p.kademlia import ValueWithExpiration
+from hivemind_p2p.kademlia import SHA1, ValueWithExpiration
 from hivemind_p2p.kademlia.records import Record
 from hivemind_p2p.wire import msgpack
 from hivemind_p2p.wire.peer_id import PeerID
@@ -53,6 +56,9 @@ class DHTNode:
         client_mode: use the DHT without serving it: others do not take us into their tables.
         clock: Unix time in seconds; another one only in tests.
         random: chooses the ids that refresh the routing table.
+        record_validators: judge and sign records, see :mod:`hivemind_p2p.dht.validation`.
+        identity: what validators may sign with.
+        authorizer: for a moderated swarm, see :mod:`hivemind_p2p.dht.authorization`.
     """
 
     def __init__(
@@ -64,10 +70,23 @@ class DHTNode:
         client_mode: bool = False,
         clock: Callable[[], float] = get_dht_time,
         random: random_module.Random | None = None,
+        record_validators: Iterable[RecordValidatorBase] = (),
+        identity: Signer | None = None,
+        authorizer: AuthorizerBase | None = None,
     ) -> None:
         self.settings = settings if settings is not None else DHTSettings()
         own_id = keys_module.node_id_of(rpc.network.peer_id) if node_id is None else node_id
-        self.protocol = DHTProtocol(rpc, self.settings, node_id=own_id, clock=clock, client_mode=client_mode)
+        self._validator, self._identity = CompositeValidator(), identity
+        self.protocol = DHTProtocol(
+            rpc,
+            self.settings,
+            node_id=own_id,
+            clock=clock,
+            client_mode=client_mode,
+            validator=self._validator,
+            authorizer=authorizer,
+        )
+        self.add_validators(record_validators)
         self._upkeep = Upkeep(self.protocol, random if random is not None else random_module.Random())
         self._caching = Caching(self.protocol, self._upkeep.send_later)
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
@@ -103,6 +122,16 @@ class DHTNode:
             return None
         return await self._nursery_manager.__aexit__(kind, error, trace)
 
+    def add_validators(self, record_validators: Iterable[RecordValidatorBase]) -> None:
+        """Have records judged by more validators from now on; what they refuse of what is stored here is dropped."""
+        validators = list(record_validators)
+        if self._identity is not None:
+            for validator in validators:
+                validator.bind(self._identity, self.protocol.own.peer)
+        self._validator.extend(validators)
+        if validators:
+            self.protocol.records.drop_invalid()
+
     async def bootstrap(self, initial_peers: Iterable[str | Multiaddr]) -> None:
         """Join a swarm through any live one of its peers, all tried at once.
 
@@ -136,7 +165,8 @@ class DHTNode:
             Whether any node accepted it. They refuse what does not expire later than what they have.
 
         Raises:
-            InvalidRecord: no node would store it: it has expired, is too large, or cannot be packed.
+            InvalidRecord: no node would store it: it has expired, is too large, cannot be packed, or our own
+                validators refuse it.
         """
         subkeys = None if subkey is None else [subkey]
         stored = await self.store_many([key], [value], [expiration_time], subkeys, exclude_self)
@@ -177,14 +207,20 @@ class DHTNode:
         for key, value, time, subkey in zip(keys, values, times, parts, strict=True):
             key_id = keys_module.checked_key_id(key, self.settings)
             tag = keys_module.checked_tag(subkey, self.settings)
-            keys_module.check_expiration(key, time, now)
             packed = keys_module.checked_value(key, value, self.settings)
-            items[key_id].append(StoreItem(key_id, tag, packed, float(time)))
+            keys_module.check_expiration(key, time, self.settings, now=now)
+            signed = self._sign(key, DHTRecord(SHA1.to_bytes(key_id), tag, packed, float(time)))
+            items[key_id].append(StoreItem(key_id, tag, signed, float(time)))
             names[key_id].append(key if subkey is None else (key, subkey))
-        accepted = await store_items(self.protocol, items, exclude_self=exclude_self)
+        verdicts = await store_items(self.protocol, items, exclude_self=exclude_self)
+        stored: dict[Any, bool] = {}
         for key_id, its_items in items.items():
-            self._caching.after_store(key_id, its_items, accepted[key_id])
-        return {name: ok for key_id in items for name, ok in zip(names[key_id], accepted[key_id], strict=True)}
+            self._caching.after_store(key_id, its_items, verdicts[key_id])
+            for name, verdict in zip(names[key_id], verdicts[key_id], strict=True):
+                stored[name] = bool(verdict)
+                if not verdict:
+                    logger.debug("nobody stored %.80r; the last one's reason: %s", name, verdict.name)
+        return stored
 
     async def get(
         self, key: DHTKey, latest: bool = False, *, sufficient_expiration_time: float | None = None
@@ -216,7 +252,7 @@ class DHTNode:
         sufficient = now if sufficient_expiration_time is None else sufficient_expiration_time
         self._caching.used(ids.values())
         found = await searches.get_many(ids.values(), sufficient)
-        return {key: self._unpack(found[key_id]) for key, key_id in ids.items()}
+        return {key: self._unpack(key_id, found[key_id]) for key, key_id in ids.items()}
 
     async def find_nearest_nodes(
         self, node_ids: Collection[DHTID], k_nearest: int | None = None, exclude_self: bool = False
@@ -257,21 +293,43 @@ class DHTNode:
             raise NodeClosed("this DHT node is not running: use it inside `async with DHTNode(rpc) as dht`")
         return self._searches
 
-    def _unpack(self, found: ValueWithExpiration[Record] | None) -> ValueWithExpiration[Any] | None:
+    def _sign(self, key: DHTKey, record: DHTRecord) -> bytes:
+        """The value as it is to be stored."""
+        if not len(self._validator):
+            return record.value
+        signed = replace(record, value=self._validator.sign_value(record))
+        keys_module.check_size(key, signed.value, self.settings)
+        refused_by = self._validator.refused_by(signed)
+        if refused_by is not None:
+            raise InvalidRecord(
+                f"{refused_by} of this node refuses the record of {key!r:.80}: its value does not fit the schema, or "
+                "its subkey names an owner whose key we do not hold"
+            )
+        return signed.value
+
+    def _strip(self, key: DHTID, tag: bytes, item: ValueWithExpiration[bytes]) -> bytes:
+        """A value without what validators added to it."""
+        if not len(self._validator):
+            return item.value
+        return self._validator.strip_value(DHTRecord(SHA1.to_bytes(key), tag, *item))
+
+    def _unpack(self, key: DHTID, found: ValueWithExpiration[Record] | None) -> ValueWithExpiration[Any] | None:
         """What users see of a record. What is no msgpack cannot have been stored by ``store``: it is not there."""
         if found is None:
             return None
         record, expiration_time = found
         try:
             if isinstance(record, bytes):
-                return ValueWithExpiration(msgpack.loads(record), expiration_time)
+                value = self._strip(key, keys_module.REGULAR_TAG, ValueWithExpiration(record, expiration_time))
+                return ValueWithExpiration(msgpack.loads(value), expiration_time)
         except ValueError as error:
             logger.debug("found a value that is not msgpack: %s", error)
             return None
         entries = {}
-        for tag, (value, its_expiration) in record.items(self.protocol.clock()):
+        for tag, item in record.items(self.protocol.clock()):
             try:
-                entries[keys_module.subkey_from(tag)] = ValueWithExpiration(msgpack.loads(value), its_expiration)
+                value = msgpack.loads(self._strip(key, tag, item))
+                entries[keys_module.subkey_from(tag)] = ValueWithExpiration(value, item.expiration_time)
             except ValueError as error:
                 logger.debug("found a subkey whose value is not msgpack: %s", error)
         return ValueWithExpiration(entries, expiration_time) if entries else None

@@ -10,24 +10,24 @@ and stays out of tables. Calls return None when the peer failed, whatever the re
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
-from google.protobuf.message import Message
 
 from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht import messages
 from hivemind_p2p.dht.asking import asking
+from hivemind_p2p.dht.authorization import AuthorizerBase, Request
 from hivemind_p2p.dht.blacklist import Blacklist
-from hivemind_p2p.dht.keys import DHTID, DICTIONARY_TAG, REGULAR_TAG
+from hivemind_p2p.dht.keys import DHTID
 from hivemind_p2p.dht.messages import FindAnswer, Found, PeerContact, StoreItem
-from hivemind_p2p.errors import HivemindError
-from hivemind_p2p.kademlia import SHA1, Contact, RecordStorage, RoutingTable, ValueWithExpiration
-from hivemind_p2p.kademlia.records import Record
+from hivemind_p2p.dht.records import Records
+from hivemind_p2p.dht.validation import CompositeValidator
+from hivemind_p2p.errors import HivemindError, Unauthorized
+from hivemind_p2p.kademlia import SHA1, Contact, RoutingTable, Verdict
 from hivemind_p2p.transport.addresses import split_peer
 from hivemind_p2p.wire import dht_pb2
 from hivemind_p2p.wire.peer_id import PeerID
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from hivemind_p2p.rpc import RPC, CallContext
 
 logger = logging.getLogger(__name__)
-R = TypeVar("R", bound=Message)
+Q = TypeVar("Q", dht_pb2.PingRequest, dht_pb2.StoreRequest, dht_pb2.FindRequest)
+R = TypeVar("R", dht_pb2.PingResponse, dht_pb2.StoreResponse, dht_pb2.FindResponse)
 
 PING: Final = "DHTProtocol.rpc_ping"
 STORE: Final = "DHTProtocol.rpc_store"
@@ -68,13 +69,23 @@ class DHTProtocol:
         node_id: ours.
         clock: Unix time in seconds.
         client_mode: serve nothing, tell no node id.
+        validator: judges every record that we are asked to keep, and every one that we find.
+        authorizer: signs what we send, and judges who sends to us. None: everybody is welcome.
     """
 
     def __init__(
-        self, rpc: RPC, settings: DHTSettings, *, node_id: DHTID, clock: Callable[[], float], client_mode: bool
+        self,
+        rpc: RPC,
+        settings: DHTSettings,
+        *,
+        node_id: DHTID,
+        clock: Callable[[], float],
+        client_mode: bool,
+        validator: CompositeValidator,
+        authorizer: AuthorizerBase | None = None,
     ) -> None:
         self.rpc, self.network, self.settings = rpc, rpc.network, settings
-        self.clock, self.client_mode = clock, client_mode
+        self.clock, self.client_mode, self._authorizer = clock, client_mode, authorizer
         self.own: PeerContact = Contact(node_id, rpc.network.peer_id)
         self.table: RoutingTable[PeerID] = RoutingTable(
             self.own,
@@ -83,8 +94,8 @@ class DHTProtocol:
             depth_modulo=settings.depth_modulo,
             now=clock(),
         )
-        self.storage = self._storage(settings.max_stored_records, evict=False)
-        self.cache = self._storage(settings.cache_size, evict=True)
+        self.records = Records(settings, clock, validator)
+        self.storage, self.cache = self.records.storage, self.records.cache
         self.blacklist = Blacklist(settings.blacklist_time, settings.backoff_rate)
         self.on_new_contact: Callable[[PeerContact], None] = lambda contact: None
         """Called for every contact that was not in the table before."""
@@ -95,9 +106,9 @@ class DHTProtocol:
     def serve(self) -> None:
         """Start to answer, unless we are a client."""
         if not self.client_mode:
-            self.rpc.register(PING, dht_pb2.PingRequest, self._serve_ping)
-            self.rpc.register(STORE, dht_pb2.StoreRequest, self._serve_store)
-            self.rpc.register(FIND, dht_pb2.FindRequest, self._serve_find)
+            self.rpc.register(PING, dht_pb2.PingRequest, self._authorized(self._serve_ping))
+            self.rpc.register(STORE, dht_pb2.StoreRequest, self._authorized(self._serve_store))
+            self.rpc.register(FIND, dht_pb2.FindRequest, self._authorized(self._serve_find))
 
     def stop(self) -> None:
         """Stop to answer."""
@@ -131,25 +142,24 @@ class DHTProtocol:
             skew = response.dht_time - min(max(response.dht_time, asked), answered)
         return Pong(node_id, response.available, skew)
 
-    async def store(self, peer: PeerID, items: Sequence[StoreItem]) -> list[bool] | None:
+    async def store(self, peer: PeerID, items: Sequence[StoreItem]) -> list[Verdict] | None:
         """Ask a peer to store records, in as many messages as they need.
 
         Returns:
-            For each item whether it was accepted; None when the peer failed.
+            For each item what became of it; None when the peer failed.
         """
-        accepted: list[bool] = []
+        verdicts: list[Verdict] = []
         try:
             for part in self._parts(items):
                 request = messages.store_request(part, self._node_info())
                 response = await self._request(peer, STORE, request, dht_pb2.StoreResponse)
                 self._heard(peer, response.peer)
-                # An answer of another length than the question says nothing about the items that it leaves out.
-                accepted += itertools.islice(itertools.chain(response.store_ok, itertools.repeat(False)), len(part))
+                verdicts += messages.store_verdicts(response, len(part))
         except HivemindError as error:
             logger.debug("cannot store %d records at %s: %s", len(items), peer, error)
             self.silent(peer)
             return None
-        return accepted
+        return verdicts
 
     async def find(self, peer: PeerID, keys: Sequence[DHTID]) -> FindAnswer | None:
         """Ask a peer for keys, and for whom it knows near them.
@@ -170,30 +180,11 @@ class DHTProtocol:
         self._heard(peer, response.peer)
         for named, maddrs in answer.addresses.items():
             self.network.add_addresses(named, maddrs)
-        return answer
+        valid = self.records.valid_part
+        found = {key: replace(each, record=valid(key, each.record)) for key, each in answer.found.items()}
+        return replace(answer, found=found)
 
-    # What we keep
-
-    def local_record(self, key: DHTID) -> ValueWithExpiration[Record] | None:
-        """What we have ourselves for a key, stored or cached, whichever expires later."""
-        now = self.clock()
-        found = [item for item in (self.storage.get(key, now), self.cache.get(key, now)) if item is not None]
-        return max(found, key=lambda item: item.expiration_time, default=None)
-
-    def accept(self, item: StoreItem) -> bool:
-        """Store a record of ours or of another peer. False: it is garbage, has expired, is too large or not newer."""
-        storage, now = (self.cache if item.in_cache else self.storage), self.clock()
-        if item.tag == REGULAR_TAG:
-            return storage.store(item.key, item.value, item.expiration_time, now=now)
-        try:
-            if item.tag == DICTIONARY_TAG:
-                dictionary = messages.unpack_dictionary(item.value, self.settings, now)
-                return storage.store_record(item.key, dictionary, item.expiration_time, now=now)
-            tag = messages.check_tag(item.tag, self.settings)
-        except ValueError as error:
-            logger.debug("refused a record: %s", error)
-            return False
-        return storage.store_subkey(item.key, tag, item.value, item.expiration_time, now=now)
+    # What we note
 
     def silent(self, peer: PeerID) -> None:
         """Note that a peer did not answer."""
@@ -223,8 +214,8 @@ class DHTProtocol:
         items = messages.store_items(request)
         self._heard(context.peer_id, request.peer)
         limit = self.settings.max_keys_per_message
-        accepted = [self.accept(item) for item in items[:limit]] + [False] * len(items[limit:])
-        return dht_pb2.StoreResponse(store_ok=accepted, peer=self._node_info())
+        verdicts = [self.records.accept(item, context.peer_id) for item in items[:limit]]
+        return messages.store_response(verdicts + [Verdict.NO_ROOM] * len(items[limit:]), self._node_info())
 
     async def _serve_find(self, request: dht_pb2.FindRequest, context: CallContext) -> dht_pb2.FindResponse:
         keys = messages.requested_keys(request, self.settings.max_keys_per_message)
@@ -235,7 +226,7 @@ class DHTProtocol:
         room, named = MESSAGE_ROOM, set[PeerID]()
         for key in keys:
             nearest = self.table.nearest(key, self.settings.bucket_size, exclude=exclude)
-            result = messages.find_result(Found(self.local_record(key), nearest), now=self.clock(), room=room)
+            result = messages.find_result(Found(self.records.local(key), nearest), now=self.clock(), room=room)
             response.results.append(result)
             room -= result.ByteSize()
             named.update(contact.peer for contact in nearest)
@@ -246,12 +237,33 @@ class DHTProtocol:
     # Underneath
 
     async def _request(
-        self, peer: PeerID, method: str, request: Message, response_type: type[R], timeout: float | None = None
+        self, peer: PeerID, method: str, request: Request, response_type: type[R], timeout: float | None = None
     ) -> R:
         async with self._limiter:
             with asking():
                 wait = self.settings.wait_timeout if timeout is None else timeout
-                return await self.rpc.call(peer, method, request, response_type, timeout=wait)
+                if self._authorizer is None:
+                    return await self.rpc.call(peer, method, request, response_type, timeout=wait)
+                await self._authorizer.sign_request(request)
+                response = await self.rpc.call(peer, method, request, response_type, timeout=wait)
+                if not await self._authorizer.validate_response(response, request):
+                    raise Unauthorized(f"{peer} did not show that it may be in this swarm; its answer is not believed")
+                return response
+
+    def _authorized(self, serve: Callable[[Q, CallContext], Awaitable[R]]) -> Callable[[Q, CallContext], Awaitable[R]]:
+        """A handler that serves only those who may use this swarm."""
+        authorizer = self._authorizer
+        if authorizer is None:
+            return serve
+
+        async def serve_authorized(request: Q, context: CallContext) -> R:
+            if not await authorizer.validate_request(request):
+                raise Unauthorized(f"{context.peer_id} did not show that it may use this swarm: it takes a valid token")
+            response = await serve(request, context)
+            await authorizer.sign_response(response, request)
+            return response
+
+        return serve_authorized
 
     def _heard(self, peer: PeerID, info: dht_pb2.NodeInfo) -> None:
         """A peer sent us something: it lives, and tells where."""
@@ -288,15 +300,6 @@ class DHTProtocol:
             room -= size
         if part:
             yield part
-
-    def _storage(self, max_count: int, *, evict: bool) -> RecordStorage:
-        return RecordStorage(
-            max_count=max_count,
-            max_bytes=self.settings.max_stored_bytes,
-            max_subkeys=self.settings.max_subkeys,
-            max_record_bytes=self.settings.max_record_bytes,
-            evict=evict,
-        )
 
     def __repr__(self) -> str:
         mode = "client" if self.client_mode else "server"

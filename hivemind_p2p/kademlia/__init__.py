@@ -11,7 +11,9 @@ from hivemind_p2p.kademlia.ids import SHA1, SHA256, Contact, KeySpace, NodeID
 from hivemind_p2p.kademlia.lookup import Lookup, Request
 from hivemind_p2p.kademlia.records import DictionaryValue, RecordStorage
 from hivemind_p2p.kademlia.routing_table import Bucket, RoutingTable
+from hivemind_p2p.kademlia.shares import Shares
 from hivemind_p2p.kademlia.storage import ExpiringStorage, ValueWithExpiration
+from hivemind_p2p.kademlia.verdict import Verdict
 
 __all__ = [
     "SHA1",
@@ -26,5 +28,7 @@ __all__ = [
     "RecordStorage",
     "Request",
     "RoutingTable",
+    "Shares",
     "ValueWithExpiration",
+    "Verdict",
 ]

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from hivemind_p2p.kademlia.ids import NodeID
 from hivemind_p2p.kademlia.storage import ExpiringStorage, ValueWithExpiration
+from hivemind_p2p.kademlia.verdict import Verdict
 
 
 class DictionaryValue:
@@ -30,8 +31,8 @@ class DictionaryValue:
         self._items: ExpiringStorage[bytes, bytes] = ExpiringStorage(max_count=max_count, max_bytes=max_bytes)
         self.latest_expiration_time = -math.inf
 
-    def store(self, subkey: bytes, value: bytes, expiration_time: float, *, now: float) -> bool:
-        """Add or renew a subkey. False: already expired, no newer than what we have, or no room."""
+    def store(self, subkey: bytes, value: bytes, expiration_time: float, *, now: float) -> Verdict:
+        """Add or renew a subkey, unless it has expired, is not newer than what we have, or there is no room."""
         stored = self._items.store(subkey, value, expiration_time, now=now, size=len(subkey) + len(value))
         if stored:
             self.latest_expiration_time = max(self.latest_expiration_time, expiration_time)
@@ -88,38 +89,43 @@ class RecordStorage:
             max_count=max_count, max_bytes=max_bytes, evict=evict
         )
 
-    def store(self, key: NodeID, value: bytes, expiration_time: float, *, now: float) -> bool:
-        """Keep a regular value. False: too large, already expired, no newer than what we have, or no room."""
+    def store(self, key: NodeID, value: bytes, expiration_time: float, *, now: float) -> Verdict:
+        """Keep a regular value, unless it is too large, has expired, is not newer than what we have, or no room."""
         if len(value) > self.max_record_bytes:
-            return False
+            return Verdict.TOO_LARGE
         return self._records.store(key, value, expiration_time, now=now, size=len(value))
 
-    def store_subkey(self, key: NodeID, subkey: bytes, value: bytes, expiration_time: float, *, now: float) -> bool:
-        """Add a subkey to the dictionary of ``key``, which is made when there is none. False: as for ``store``."""
+    def store_subkey(self, key: NodeID, subkey: bytes, value: bytes, expiration_time: float, *, now: float) -> Verdict:
+        """Add a subkey to the dictionary of ``key``, which is made when there is none, as in ``store``."""
         previous = self._records.get(key, now)
         if previous is None or isinstance(previous.value, bytes):
             if previous is not None and previous.expiration_time >= expiration_time:
-                return False
+                return Verdict.NOT_NEWER
             dictionary, lasts = self.new_dictionary(), expiration_time
         else:
             dictionary, lasts = previous.value, max(expiration_time, previous.expiration_time)
         # Room is made sure of first: a dictionary that took the subkey could not take it back for want of room.
         size = dictionary.nbytes + len(subkey) + len(value)
         if not self._records.make_room(key, size, lasts, now=now):
-            return False
-        if not dictionary.store(subkey, value, expiration_time, now=now):
-            return False
+            return Verdict.NO_ROOM
+        verdict = dictionary.store(subkey, value, expiration_time, now=now)
+        if not verdict:
+            return Verdict.TOO_LARGE if verdict is Verdict.NO_ROOM else verdict
         return self._records.put(key, dictionary, lasts, now=now, size=dictionary.nbytes)
 
     def store_record(self, key: NodeID, record: Record, expiration_time: float, *, now: float) -> bool:
         """Keep a record of either kind; every subkey of a dictionary is tried. False: something of it was refused."""
         if isinstance(record, bytes):
-            return self.store(key, record, expiration_time, now=now)
+            return bool(self.store(key, record, expiration_time, now=now))
         results = [
             self.store_subkey(key, subkey, item.value, item.expiration_time, now=now)
             for subkey, item in record.items(now)
         ]
         return bool(results) and all(results)
+
+    def limit_bytes(self, max_bytes: float, *, now: float) -> None:
+        """Set the most bytes of all records; those that expire first go until the others fit."""
+        self._records.limit_bytes(max_bytes, now=now)
 
     def new_dictionary(self) -> DictionaryValue:
         """An empty dictionary within our bounds."""

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
+
+from hivemind_p2p.kademlia.verdict import Verdict
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -43,36 +45,43 @@ class ExpiringStorage(Generic[K, V]):
         max_bytes: the most of the sizes that ``store`` was told, together.
         evict: when full, drop the entries that expire first to make room for one that expires later (a cache); by
             default, refuse (what was accepted is kept until it expires).
+        on_drop: told of every entry that goes, for whatever reason: its key, value and size.
     """
 
-    def __init__(self, *, max_count: float = math.inf, max_bytes: float = math.inf, evict: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        max_count: float = math.inf,
+        max_bytes: float = math.inf,
+        evict: bool = False,
+        on_drop: Callable[[K, V, int], None] | None = None,
+    ) -> None:
         self.max_count, self.max_bytes, self.evict = max_count, max_bytes, evict
+        self._on_drop = on_drop
         self._entries: dict[K, _Entry[V]] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._pushed = 0  # ties in the heap are broken by age: keys need not be comparable
         self._bytes = 0
 
-    def store(self, key: K, value: V, expiration_time: float, *, now: float, size: int = 0) -> bool:
-        """Keep ``value`` until ``expiration_time``.
-
-        Returns:
-            False when it was refused: already expired, no newer than what we have, or no room.
-        """
+    def store(self, key: K, value: V, expiration_time: float, *, now: float, size: int = 0) -> Verdict:
+        """Keep ``value`` until ``expiration_time``, unless that has passed, we have one as new, or there is no room."""
         old = self._entries.get(key)
-        if not expiration_time > now or (old is not None and old.expiration_time >= expiration_time):
-            return False
+        if not expiration_time > now:
+            return Verdict.EXPIRED
+        if old is not None and old.expiration_time >= expiration_time:
+            return Verdict.NOT_NEWER
         return self.put(key, value, expiration_time, now=now, size=size)
 
-    def put(self, key: K, value: V, expiration_time: float, *, now: float, size: int = 0) -> bool:
-        """Like ``store``, but in place of whatever is there, newer or not. False: no room."""
+    def put(self, key: K, value: V, expiration_time: float, *, now: float, size: int = 0) -> Verdict:
+        """Like ``store``, but in place of whatever is there, newer or not."""
         if not self.make_room(key, size, expiration_time, now=now):
-            return False
+            return Verdict.NO_ROOM
         if key in self._entries:
             self._drop(key)
         self._entries[key] = _Entry(value, expiration_time, size)
         self._bytes += size
         self._push(expiration_time, key)
-        return True
+        return Verdict.STORED
 
     def make_room(self, key: K, size: int, expiration_time: float, *, now: float) -> bool:
         """Whether an entry for ``key`` fits, once those that expire before it were evicted, if that is our way."""
@@ -88,6 +97,13 @@ class ExpiringStorage(Generic[K, V]):
             first = self.first_to_expire()
             if not self.evict or first is None or first[1] >= expiration_time:
                 return False
+            self._drop(first[0])
+
+    def limit_bytes(self, max_bytes: float, *, now: float) -> None:
+        """Set ``max_bytes``; entries that expire first go until the others fit."""
+        self.max_bytes = max_bytes
+        self.expire(now)
+        while self._bytes > max_bytes and (first := self.first_to_expire()) is not None:
             self._drop(first[0])
 
     def get(self, key: K, now: float) -> ValueWithExpiration[V] | None:
@@ -144,4 +160,7 @@ class ExpiringStorage(Generic[K, V]):
             heapq.heapify(self._heap)
 
     def _drop(self, key: K) -> None:
-        self._bytes -= self._entries.pop(key).size
+        entry = self._entries.pop(key)
+        self._bytes -= entry.size
+        if self._on_drop is not None:
+            self._on_drop(key, entry.value, entry.size)

@@ -15,6 +15,7 @@ from hivemind_p2p.errors import HivemindError, RemoteError
 TOLD_BY_NAME: Final[tuple[type[HivemindError], ...]] = (
     errors.MessageTooLarge,
     errors.ProtocolViolation,
+    errors.Unauthorized,
     errors.InvalidRecord,
     errors.CodecError,
     errors.InvalidUID,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import Settings
-from hivemind_p2p.dht import DHTNode
+from hivemind_p2p.dht import AuthorizerBase, DHTNode, RecordValidatorBase
 from hivemind_p2p.dht.keys import DHTKey, DHTValue, Subkey
 from hivemind_p2p.errors import NodeClosed
 from hivemind_p2p.kademlia import ValueWithExpiration
@@ -36,6 +36,8 @@ class DHT:
         shutdown_timeout: seconds that :meth:`shutdown` gives the node to end cleanly.
         host_maddrs, announce_maddrs, identity_path, client_mode: as for :class:`hivemind_p2p.Node`.
         settings: everything else, see :mod:`hivemind_p2p.config`.
+        record_validators: judge and sign records, see :mod:`hivemind_p2p.dht.validation`.
+        authorizer: for a moderated swarm, see :mod:`hivemind_p2p.dht.authorization`.
         options: single fields of :class:`~hivemind_p2p.config.DHTSettings`, by name, which hivemind takes here;
             ``num_workers`` is ``alpha``.
 
@@ -56,6 +58,8 @@ class DHT:
         identity_path: str | Path | None = None,
         client_mode: bool = False,
         settings: Settings | None = None,
+        record_validators: Iterable[RecordValidatorBase] = (),
+        authorizer: AuthorizerBase | None = None,
         **options: Any,
     ) -> None:
         self._held: Held[Node] | None = None
@@ -69,6 +73,8 @@ class DHT:
             identity_path=identity_path,
             client_mode=client_mode,
             settings=with_options(settings if settings is not None else Settings(), options),
+            record_validators=record_validators,
+            authorizer=authorizer,
         )
         if start:
             self.run_in_background(await_ready=await_ready)
@@ -192,6 +198,14 @@ class DHT:
             return await node.store(key, value, expiration_time, subkey, exclude_self)
 
         return self.run_coroutine(store, return_future)
+
+    def add_validators(self, record_validators: Iterable[RecordValidatorBase]) -> None:
+        """Have records judged and signed by more validators; see :meth:`hivemind_p2p.DHTNode.add_validators`."""
+
+        async def add_validators(_: DHT, node: DHTNode) -> None:
+            node.add_validators(record_validators)
+
+        self.run_coroutine(add_validators)
 
     @overload
     def run_coroutine(

@@ -16,12 +16,9 @@ _RENAMED: Final = {"num_workers": "alpha"}
 
 _NO_DAEMON: Final = "it is an option of libp2p's Go daemon, and no daemon runs here"
 _ONE_PROCESS: Final = "the node runs in this process, in a background thread that ends with it"
-_NO_VALIDATORS: Final = "records are neither signed nor validated by this version"
 _WITHOUT_MEANING: Final = {
     "p2p": "a DHT runs a node of its own; share the DHT instead",
     "daemon": _ONE_PROCESS,
-    "record_validators": _NO_VALIDATORS,
-    "authorizer": _NO_VALIDATORS,
     "node_id": "it is made from the peer id, so that others find our addresses; identity_path keeps it the same",
     "beam_size": "a lookup hears bucket_size nodes; set that",
     "chunk_size": "bulk calls are bounded by parallel_rpc and keys_per_request; set those",

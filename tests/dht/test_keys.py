@@ -9,7 +9,7 @@ from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht import keys
 from hivemind_p2p.errors import InvalidRecord
 
-SETTINGS = DHTSettings(max_key_bytes=20, max_record_bytes=100)
+SETTINGS = DHTSettings(max_key_bytes=20, max_record_bytes=100, max_lifetime=60.0)
 
 
 def sha1(data: bytes) -> int:
@@ -70,10 +70,12 @@ def test_sizes():
 @pytest.mark.parametrize("time", [math.nan, None, "soon", True])
 def test_expiration_must_be_a_time(time: object):
     with pytest.raises(InvalidRecord, match="is no time"):
-        keys.check_expiration("key", time, now=0.0)  # type: ignore[arg-type]
+        keys.check_expiration("key", time, SETTINGS, now=0.0)  # type: ignore[arg-type]
 
 
 def test_expiration_must_be_to_come():
-    keys.check_expiration("key", 11, now=10.0)
+    keys.check_expiration("key", 11, SETTINGS, now=10.0)
     with pytest.raises(InvalidRecord, match=r"expired 2\.0 s ago"):
-        keys.check_expiration("key", 8.0, now=10.0)
+        keys.check_expiration("key", 8.0, SETTINGS, now=10.0)
+    with pytest.raises(InvalidRecord, match="is to last 61 s, and nodes keep records for at most 60 s"):
+        keys.check_expiration("key", 71.0, SETTINGS, now=10.0)

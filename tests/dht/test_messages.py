@@ -13,7 +13,7 @@ from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht import messages
 from hivemind_p2p.dht.messages import Found, StoreItem
 from hivemind_p2p.errors import ProtocolViolation
-from hivemind_p2p.kademlia import SHA1, Contact, DictionaryValue, ValueWithExpiration
+from hivemind_p2p.kademlia import SHA1, Contact, DictionaryValue, ValueWithExpiration, Verdict
 from hivemind_p2p.wire import dht_pb2
 from hivemind_p2p.wire.peer_id import PeerID
 
@@ -167,3 +167,11 @@ def test_addresses_are_read_with_care(raw: list[bytes]):
 def test_who_we_are():
     assert messages.node_info(None).ByteSize() == 0
     assert messages.node_info(1).SerializeToString() == b"\x0a\x14" + bytes(19) + b"\x01"
+
+
+def test_verdicts_are_read_with_care():
+    response = dht_pb2.StoreResponse(store_ok=[True, False, False, False, True], verdicts=[2, 5, 999, 1])
+    expected = [Verdict.STORED, Verdict.NO_ROOM, Verdict.UNKNOWN, Verdict.UNKNOWN]
+    assert messages.store_verdicts(response, 4) == expected
+    assert messages.store_verdicts(response, 6) == [*expected, Verdict.STORED, Verdict.UNKNOWN]
+    assert messages.store_verdicts(dht_pb2.StoreResponse(verdicts=[5]), 2) == [Verdict.NO_ROOM, Verdict.UNKNOWN]

@@ -17,7 +17,7 @@ def test_the_latest_expiration_wins_in_any_order(stores, now: float):
     model: dict[int, tuple[bytes, float]] = {}
     for key, value, expiration in stores:
         newer = expiration > now and (key not in model or expiration > model[key][1])
-        assert storage.store(key, value, expiration, now=now, size=len(value)) is newer
+        assert bool(storage.store(key, value, expiration, now=now, size=len(value))) is newer
         if newer:
             model[key] = (value, expiration)
     assert {key: tuple(item) for key, item in storage.items(now)} == model
@@ -93,14 +93,14 @@ def test_records_follow_the_rules_of_values_and_dictionaries(stores):
         lasts = max((item[1] for item in previous), default=0.0)
         if subkey is None:
             accepted = expiration > max(0.0, lasts)
-            assert storage.store(key, value, expiration, now=0.0) is accepted
+            assert bool(storage.store(key, value, expiration, now=0.0)) is accepted
             if accepted:
                 model[key] = (value, expiration)
             continue
         mine = old if isinstance(old, dict) else {}
         accepted = expiration > max(0.0, mine[subkey][1] if subkey in mine else -math.inf)
         accepted = accepted and (isinstance(old, dict) or expiration > lasts)
-        assert storage.store_subkey(key, subkey, value, expiration, now=0.0) is accepted
+        assert bool(storage.store_subkey(key, subkey, value, expiration, now=0.0)) is accepted
         if accepted:
             model[key] = {**mine, subkey: (value, expiration)}
     for key, expected in model.items():

@@ -176,7 +176,6 @@ def test_options_of_hivemind():
     [
         ("daemon", r"DHT\(daemon=...\) has no meaning here: the node runs in this process"),
         ("use_relay", "libp2p's Go daemon"),
-        ("record_validators", "neither signed nor validated"),
         ("ensure_bootstrap_success", "catch that"),
         ("num_replica", "did you mean num_replicas"),
         ("identity", "did you mean identity_path"),
