@@ -1,0 +1,116 @@
+"""BLOCKWISE_8BIT: every 4096 elements are divided by their greatest magnitude, then rounded to the "dynamic" map.
+
+The map has 256 values from -0.993 to 1 whose distances grow with their magnitude (Dettmers, "8-bit approximations for
+parallelism in deep learning", ICLR 2016; the values are those of the bitsandbytes package, which hivemind uses).
+
+The sections: the number of blocks (int64), the length of the map (int64), the blocks' greatest magnitudes (float32),
+the map (float32), the indices (uint8). What cannot be divided (NaN, infinities, numbers beyond float32), or would not
+get smaller, travels as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Final
+
+import torch
+
+from hivemind_p2p.compression.codebook import CODES, check_indices, check_length
+from hivemind_p2p.compression.codec import FLOATING
+from hivemind_p2p.compression.memory import SectionReader, SectionWriter
+from hivemind_p2p.compression.parallel import Scratch, chunks_of, in_spans
+
+BLOCK: Final = 4096
+_DROPPED_BITS: Final = 11  # of a float32; 12 bits of its mantissa remain, which is enough to find the nearest value
+_KEYS: Final = 2 ** (32 - _DROPPED_BITS)
+
+
+class BlockwiseCodec:
+    """Finds the nearest value of the map with one look-up, by the upper bits of the float32."""
+
+    writes = reads = FLOATING
+
+    def encode(self, tensor: torch.Tensor) -> bytes | None:
+        numel, (_, length) = tensor.numel(), self.lengths(tensor.shape, tensor.dtype)
+        if length >= numel * tensor.dtype.itemsize:
+            return None
+        writer = SectionWriter(length)
+        blocks = _blocks(numel)
+        writer.put_int64(blocks)
+        writer.put_int64(CODES)
+        magnitudes = writer.take(torch.float32, blocks)
+        writer.take(torch.float32, CODES).copy_(dynamic_map())
+        indices = writer.take(torch.uint8, numel)
+        flat, nearest = tensor.reshape(-1), _nearest()
+
+        def encode(span: slice) -> None:
+            scratch = Scratch()
+            for chunk in chunks_of(span):
+                count = chunk.stop - chunk.start
+                rows = scratch(torch.float32, _blocks(count) * BLOCK).view(-1, BLOCK)
+                scaled = rows.view(-1)[:count].copy_(flat[chunk])
+                rows.view(-1)[count:].zero_()  # the last block may be shorter
+                largest = magnitudes[chunk.start // BLOCK :][: len(rows)]
+                torch.maximum(rows.amax(1), rows.amin(1).neg_(), out=largest)
+                rows.div_(torch.where(largest > 0, largest, 1)[:, None])
+                keys = torch.bitwise_right_shift(
+                    scaled.view(torch.int32), _DROPPED_BITS, out=scratch(torch.int32, count)
+                ).add_(_KEYS // 2)
+                torch.index_select(nearest, 0, keys, out=indices[chunk])
+
+        in_spans(numel, encode)
+        return writer.finish() if bool(torch.isfinite(magnitudes).all()) else None
+
+    def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
+        numel = math.prod(size)
+        least = 16 + 4 * _blocks(numel) + numel
+        return least, least + 4 * CODES
+
+    def decode(self, sections: SectionReader, size: tuple[int, ...], dtype: torch.dtype, length: int) -> torch.Tensor:
+        numel = math.prod(size)
+        blocks, codes = sections.take_int64(), sections.take_int64()
+        check_length(16 + 4 * _blocks(numel) + 4 * codes + numel, length)
+        check_length(16 + 4 * blocks + 4 * codes + numel, length)
+        magnitudes, codebook = sections.take(torch.float32, blocks), sections.take(torch.float32, codes)
+        indices = sections.take(torch.uint8, numel)
+        check_indices(indices, codes)
+        tensor = torch.empty(size, dtype=dtype, device="cpu")
+        flat = tensor.view(-1)
+
+        def decode(span: slice) -> None:
+            scratch = Scratch()
+            for chunk in chunks_of(span):
+                count = chunk.stop - chunk.start
+                rows = scratch(torch.float32, _blocks(count) * BLOCK).view(-1, BLOCK)
+                values, named = rows.view(-1)[:count], scratch(torch.int64, count).copy_(indices[chunk])
+                torch.index_select(codebook, 0, named, out=values)
+                rows.mul_(magnitudes[chunk.start // BLOCK :][: len(rows), None])
+                flat[chunk].copy_(values)
+
+        in_spans(numel, decode)
+        return tensor
+
+
+def _blocks(numel: int) -> int:
+    return -(-numel // BLOCK)
+
+
+@cache
+def dynamic_map() -> torch.Tensor:
+    """The map, ascending: 0, 1, and per decade below 1 the middles of equal steps, twice as many as one below."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32, device="cpu")
+        middles = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (exponent - 6)
+        values += [*middles.tolist(), *(-middles).tolist()]
+    return torch.tensor(sorted(values), dtype=torch.float32, device="cpu")
+
+
+@cache
+def _nearest() -> torch.Tensor:
+    """The index (uint8) of the map's nearest value, for every key: the upper bits of a float32, from 0 on."""
+    keys = torch.arange(-_KEYS // 2, _KEYS // 2, dtype=torch.int32, device="cpu")
+    centers = (keys << _DROPPED_BITS | 1 << (_DROPPED_BITS - 1)).view(torch.float32)
+    values = dynamic_map()
+    return torch.bucketize(centers, (values[:-1] + values[1:]) / 2).clamp_(max=CODES - 1).to(torch.uint8)

@@ -1,0 +1,168 @@
+"""A tensor as bytes, between a torch tensor and the messages that carry it.
+
+How often a tensor's bytes are copied with NONE: into the encoded bytes (1), into a message (2), and by what serializes
+the message; out of a message (1), into a new tensor (2). The parts of a stream are collected in the memory that becomes
+the tensor: out of a message (1), into it (2). The other codecs compute from and into the same places.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, cast
+
+import torch
+
+from hivemind_p2p.compression.blockwise import BlockwiseCodec
+from hivemind_p2p.compression.codebook import CodebookCodec
+from hivemind_p2p.compression.codec import DTYPES, Codec
+from hivemind_p2p.compression.half import Float16, MeanStd16Bit
+from hivemind_p2p.compression.memory import SectionReader
+from hivemind_p2p.compression.quantile import quantile_bins
+from hivemind_p2p.compression.raw import Raw
+from hivemind_p2p.compression.uniform import uniform_bins
+from hivemind_p2p.errors import CodecError
+from hivemind_p2p.wire import runtime_pb2
+from hivemind_p2p.wire.compression_type import CompressionType
+
+MAX_TENSOR_BYTES: Final = 2**30
+"""What one tensor may take when decoded, unless the caller says otherwise."""
+
+_MAX_DIMENSIONS: Final = 64
+CODECS: Final[dict[CompressionType, Codec]] = {
+    CompressionType.NONE: Raw(),
+    CompressionType.FLOAT16: Float16(),
+    CompressionType.MEANSTD_16BIT: MeanStd16Bit(),
+    CompressionType.QUANTILE_8BIT: CodebookCodec(quantile_bins),
+    CompressionType.UNIFORM_8BIT: CodebookCodec(uniform_bins),
+    CompressionType.BLOCKWISE_8BIT: BlockwiseCodec(),
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a message says of its tensor.
+
+    Attributes:
+        size: its shape.
+        dtype: of the tensor, not of the bytes.
+        compression: how the bytes are to be read.
+        requires_grad: whether the decoded tensor is to require a gradient.
+    """
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+    compression: CompressionType = CompressionType.NONE
+    requires_grad: bool = False
+
+    @classmethod
+    def of(cls, message: runtime_pb2.Tensor, max_bytes: int) -> Header:
+        """Check what a peer sent, before anything is allocated.
+
+        Raises:
+            CodecError: an unknown dtype or compression, or they do not go together, or the tensor is too large.
+        """
+        size, dtype, compression = tuple(message.size), DTYPES.get(message.dtype), compression_type(message.compression)
+        if dtype is None:
+            raise CodecError(f"unknown dtype {message.dtype[:40]!r}; known are {', '.join(DTYPES)}")
+        if dtype not in CODECS[compression].reads:
+            raise CodecError(f"{compression.name} carries no {message.dtype}")
+        if message.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
+            raise CodecError(f"a tensor of {message.dtype} cannot require a gradient")
+        if len(size) > _MAX_DIMENSIONS:
+            raise CodecError(f"{len(size)} dimensions are more than {_MAX_DIMENSIONS}")
+        # The strides of an empty tensor must fit into 64 bits, too.
+        if math.prod(size) * dtype.itemsize > max_bytes or math.prod(length or 1 for length in size) >= 2**58:
+            raise CodecError(
+                f"a tensor of size {list(size)} and {message.dtype} is above the limit of {max_bytes} bytes"
+            )
+        return cls(size, dtype, compression, message.requires_grad)
+
+    @property
+    def nbytes(self) -> int:
+        """What the tensor takes when decoded."""
+        return math.prod(self.size) * self.dtype.itemsize
+
+    def lengths(self) -> tuple[int, int]:
+        """The fewest and the most bytes that it can be encoded to."""
+        return CODECS[self.compression].lengths(self.size, self.dtype)
+
+    def message(self, buffer: bytes, chunks: int = 0) -> runtime_pb2.Tensor:
+        """The message that carries the whole tensor, or the first of ``chunks`` parts of it."""
+        return runtime_pb2.Tensor(
+            buffer=buffer,
+            size=self.size,
+            requires_grad=self.requires_grad,
+            dtype=str(self.dtype).removeprefix("torch."),
+            compression=cast(runtime_pb2.CompressionType, self.compression.value),
+            chunks=chunks,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.compression.name} tensor of {list(self.size)} {str(self.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True, repr=False)
+class EncodedTensor:
+    """A tensor as the bytes that travel.
+
+    Attributes:
+        header: what it is.
+        data: its bytes; a ``bytearray`` is nobody else's, and may become the decoded tensor's memory.
+        length: how many of them count.
+    """
+
+    header: Header
+    data: bytes | bytearray
+    length: int
+
+    def __post_init__(self) -> None:
+        least, most = self.header.lengths()
+        if not least <= self.length <= most:
+            expected = str(least) if least == most else f"{least} to {most}"
+            raise CodecError(f"a {self.header} is {expected} bytes, and {self.length} came")
+
+    @classmethod
+    def encode(cls, tensor: torch.Tensor, compression: int) -> EncodedTensor:
+        """Encode a tensor; see ``serialize_tensor``."""
+        chosen, plain = compression_type(compression), tensor.detach()
+        if tensor.layout != torch.strided or tensor.dtype not in DTYPES.values() or tensor.is_meta:
+            raise CodecError(
+                f"a {tensor.layout} tensor of {tensor.dtype} on {tensor.device} has no bytes that could travel"
+            )
+        if tensor.dtype not in CODECS[chosen].writes:
+            writes = ", ".join(sorted(str(dtype) for dtype in CODECS[chosen].writes))
+            raise CodecError(f"{chosen.name} carries no {tensor.dtype}, only {writes}; send it with NONE")
+        if max(tensor.shape, default=0) >= 2**32:
+            raise CodecError(f"no dimension can be longer than {2**32 - 1}; this tensor is {list(tensor.shape)}")
+        with torch.inference_mode(mode=False), torch.no_grad():  # codecs write to what they make
+            plain = plain.to("cpu").resolve_conj().resolve_neg()
+            data = CODECS[chosen].encode(plain)
+            if data is None:
+                chosen = CompressionType.NONE
+                data = CODECS[chosen].encode(plain)
+        assert data is not None
+        return cls(Header(tuple(tensor.shape), tensor.dtype, chosen, tensor.requires_grad), data, len(data))
+
+    def decode(self) -> torch.Tensor:
+        """The tensor: a leaf on the CPU, contiguous, writable, with memory of its own. May be called once.
+
+        Raises:
+            CodecError: the bytes contradict themselves.
+        """
+        header, sections = self.header, SectionReader(self.data, self.length)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            tensor = CODECS[header.compression].decode(sections, header.size, header.dtype, self.length)
+        return tensor.requires_grad_(header.requires_grad)
+
+    def __repr__(self) -> str:
+        return f"<EncodedTensor: {self.header}, {self.length} bytes>"
+
+
+def compression_type(number: int) -> CompressionType:
+    """Raises CodecError for a number that names none."""
+    try:
+        return CompressionType(number)
+    except ValueError:
+        known = ", ".join(f"{each.name} ({each.value})" for each in CompressionType)
+        raise CodecError(f"unknown compression {number!r}; known are {known}") from None

@@ -1,0 +1,169 @@
+"""Large tensors in parts.
+
+As in hivemind, a call whose tensors take up to 2 MiB is unary, and one with more is a stream of parts. A tensor's first
+part carries everything but the rest of its bytes, and how many parts there are; the later ones carry only bytes.
+hivemind joins what came, however little that is; ``TensorAssembler`` checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import torch
+
+from hivemind_p2p.compression.encoded import MAX_TENSOR_BYTES, EncodedTensor, Header
+from hivemind_p2p.errors import CodecError
+from hivemind_p2p.wire import runtime_pb2
+
+MAX_MESSAGE_BYTES: Final = 4 * 2**20
+"""hivemind's limit of a unary message. The parts in its streams are this many bytes of a tensor, and a little more."""
+
+MAX_UNARY_BYTES: Final = MAX_MESSAGE_BYTES // 2
+"""The most tensor bytes, uncompressed, of a unary call: its answer is expected to be of the same order."""
+
+PART_BYTES: Final = 2**20
+"""Our parts: large enough that a part costs little, small enough that both sides and the network work at once."""
+
+
+def fits_unary(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether a call with these tensors should be unary rather than a stream, however they are compressed."""
+    # bfloat16 may travel as float32.
+    return (
+        sum(each.numel() * (4 if each.dtype == torch.bfloat16 else each.itemsize) for each in tensors)
+        <= MAX_UNARY_BYTES
+    )
+
+
+def split_for_streaming(message: runtime_pb2.Tensor, part_size: int = PART_BYTES) -> Iterator[runtime_pb2.Tensor]:
+    """Split a whole tensor's message into parts with at most ``part_size`` bytes of the tensor each.
+
+    An empty tensor is one part. :func:`serialize_in_parts` does the same with two copies less.
+    """
+    buffer = message.buffer
+    first = runtime_pb2.Tensor(
+        buffer=buffer[:part_size],
+        size=message.size,
+        requires_grad=message.requires_grad,
+        dtype=message.dtype,
+        compression=message.compression,
+        chunks=_count(len(buffer), part_size),
+    )
+    yield first
+    yield from _rest(buffer, part_size)
+
+
+def serialize_in_parts(
+    tensor: torch.Tensor, compression: int = 0, *, part_size: int = PART_BYTES
+) -> Iterator[runtime_pb2.Tensor]:
+    """``serialize_tensor`` and :func:`split_for_streaming` in one; encodes at once, makes each part when asked for it.
+
+    Raises:
+        CodecError: see ``serialize_tensor``.
+    """
+    encoded = EncodedTensor.encode(tensor, compression)
+    return _parts(encoded, part_size)
+
+
+class TensorAssembler:
+    """Takes the parts of a stream one at a time, and gives the tensors that they complete.
+
+    Nothing grows beyond what was announced and allowed: an announcement alone costs no memory, only parts do.
+
+    Args:
+        max_bytes: the most bytes that all tensors together may take when decoded.
+        max_tensors: the most tensors.
+    """
+
+    def __init__(self, *, max_bytes: int = MAX_TENSOR_BYTES, max_tensors: int = 1024) -> None:
+        self._max_bytes = max_bytes
+        self._max_tensors = max_tensors
+        self._bytes_left = max_bytes
+        self._started = 0
+        self._open: _OpenTensor | None = None
+
+    def add(self, part: runtime_pb2.Tensor) -> EncodedTensor | None:
+        """Take the next part; the tensor, if it is its last one. ``decode`` it where a few milliseconds do not matter.
+
+        Raises:
+            CodecError: the part does not follow the one before, or its tensor is malformed or above a limit. The stream
+                cannot go on.
+        """
+        if self._open is None:
+            self._open = self._start(part)
+        elif part.dtype:
+            raise CodecError(f"the next tensor began before this one was complete: {self._open.state}")
+        complete = self._open.add(part.buffer)
+        if complete is not None:
+            self._open = None
+        return complete
+
+    def finish(self) -> None:
+        """The stream has ended.
+
+        Raises:
+            CodecError: parts of the last tensor are missing.
+        """
+        if self._open is not None:
+            raise CodecError(f"the stream ended before its last tensor was complete: {self._open.state}")
+
+    def _start(self, part: runtime_pb2.Tensor) -> _OpenTensor:
+        if not part.dtype:
+            raise CodecError("a part came that belongs to no tensor: the one before was complete, or there was none")
+        self._started += 1
+        if self._started > self._max_tensors:
+            raise CodecError(f"more than {self._max_tensors} tensors in one stream")
+        header = Header.of(part, self._max_bytes)
+        if header.nbytes > self._bytes_left:
+            raise CodecError(f"the tensors of one stream are above the limit of {self._max_bytes} bytes together")
+        self._bytes_left -= header.nbytes
+        return _OpenTensor(header, part.chunks)
+
+    def __repr__(self) -> str:
+        state = f"in the middle of {self._open.state}" if self._open else "between tensors"
+        return f"<TensorAssembler: {self._started} tensors begun, {state}>"
+
+
+class _OpenTensor:
+    def __init__(self, header: Header, chunks: int) -> None:
+        _, self._most = header.lengths()
+        if not 0 <= chunks <= max(1, self._most):
+            raise CodecError(f"a {header} cannot come in {chunks} parts")
+        self._header = header
+        self._parts = max(1, chunks)  # a whole tensor may say 0
+        self._came = 0
+        self._length = 0
+        # Zeroed by the operating system when first written to, so that an announcement takes no memory.
+        self._data = bytearray(self._most if self._parts > 1 else 0)
+
+    @property
+    def state(self) -> str:
+        return f"a {self._header}, {self._came} of {self._parts} parts, {self._length} bytes"
+
+    def add(self, buffer: bytes) -> EncodedTensor | None:
+        self._came += 1
+        if self._parts == 1:
+            return EncodedTensor(self._header, buffer, len(buffer))
+        if not buffer:
+            raise CodecError(f"a part without bytes: {self.state}")
+        end = self._length + len(buffer)
+        if end > self._most:
+            raise CodecError(f"more bytes than the tensor has: {self.state}, and {len(buffer)} more")
+        self._data[self._length : end] = buffer
+        self._length = end
+        return EncodedTensor(self._header, self._data, end) if self._came == self._parts else None
+
+
+def _parts(encoded: EncodedTensor, part_size: int) -> Iterator[runtime_pb2.Tensor]:
+    data = bytes(encoded.data)  # bytes already: no copy
+    yield encoded.header.message(data[:part_size], chunks=_count(len(data), part_size))
+    yield from _rest(data, part_size)
+
+
+def _rest(data: bytes, part_size: int) -> Iterator[runtime_pb2.Tensor]:
+    for start in range(part_size, len(data), part_size):
+        yield runtime_pb2.Tensor(buffer=data[start : start + part_size])
+
+
+def _count(length: int, part_size: int) -> int:
+    return max(1, -(-length // part_size))
