@@ -32,7 +32,8 @@ concern; nothing in the package raises a bare ``Exception``.
     │   ├── SchemaMismatch          tensors that do not fit the expert's schema
     │   ├── ExpertFailed            the expert's own code raised while it computed
     │   ├── Overloaded              too many requests wait for the expert already
-    │   └── NotEnoughExperts        fewer than ``k_min`` experts answered a mixture
+    │   ├── NotEnoughExperts        fewer than ``k_min`` experts answered a mixture
+    │   └── AnomalyDetected         NaN or infinity where ``detect_anomalies`` looked for it
     ├── NodeClosed                  the node, server or runtime was shut down under the call
     └── WouldDeadlock               a synchronous call in the thread that would have to answer it
 """
@@ -170,6 +171,10 @@ class Overloaded(ExpertError):
 
 class NotEnoughExperts(ExpertError):
     """Fewer than ``k_min`` experts answered for some samples of a mixture."""
+
+
+class AnomalyDetected(ExpertError, ValueError):
+    """NaN or infinity in inputs, gradients or answers, found because ``detect_anomalies`` was set."""
 
 
 class NodeClosed(HivemindError):
