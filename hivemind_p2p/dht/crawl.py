@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
@@ -20,7 +20,6 @@ class Crawl:
         targets: ids of nodes or keys.
         on_answer: called with every answer, before the next requests; it may ``finish`` targets.
         on_finished: called once for every target, when its search is over.
-        unasked: peers not to ask.
     """
 
     def __init__(
@@ -30,9 +29,8 @@ class Crawl:
         *,
         on_answer: Callable[[PeerContact, FindAnswer], None] = lambda contact, answer: None,
         on_finished: Callable[[DHTID], None] = lambda target: None,
-        unasked: Collection[PeerID] = (),
     ) -> None:
-        self._protocol, self._on_answer, self._on_finished, self._unasked = protocol, on_answer, on_finished, unasked
+        self._protocol, self._on_answer, self._on_finished = protocol, on_answer, on_finished
         settings, now = protocol.settings, protocol.clock()
         self._unfinished = dict.fromkeys(targets)
         seeds = {
@@ -85,12 +83,10 @@ class Crawl:
             self._nursery.cancel_scope.cancel()
 
     async def _ask(self, request: Request[PeerID]) -> None:
-        answer = None
-        if request.contact.peer not in self._unasked:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._lose_patience, request)
-                answer = await self._protocol.find(request.contact.peer, request.targets)
-                nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lose_patience, request)
+            answer = await self._protocol.find(request.contact.peer, request.targets)
+            nursery.cancel_scope.cancel()
         if answer is None:
             self.lookup.failed(request)
         else:

@@ -22,8 +22,7 @@ async def find_peer(protocol: DHTProtocol, peer_id: PeerID) -> Sequence[Multiadd
     """Addresses of a peer, new ones first, as the swarm tells them; empty when nobody knows any.
 
     The lookup ends at the first answer with an address that we did not know. While a lookup is under way it may find
-    that it has to dial a peer; that dial does not start another lookup, and gets no addresses here. The peer itself is
-    not asked: who looks for it is about to dial it, and the request would wait for that very dial.
+    that it has to dial a peer; that dial does not start another lookup, and gets no addresses here.
     """
     if is_asking() or peer_id == protocol.own.peer:
         return []
@@ -33,9 +32,9 @@ async def find_peer(protocol: DHTProtocol, peer_id: PeerID) -> Sequence[Multiadd
 
     def on_answer(contact: PeerContact, answer: FindAnswer) -> None:
         told.update(dict.fromkeys(answer.addresses.get(peer_id, ())))
-        if not known.issuperset(told):
+        if contact.peer == peer_id or not known.issuperset(told):
             crawl.finish(target)
 
-    crawl = Crawl(protocol, [target], on_answer=on_answer, unasked=(peer_id,))
+    crawl = Crawl(protocol, [target], on_answer=on_answer)
     await crawl.run()
     return sorted({**told, **dict.fromkeys(protocol.network.addresses(peer_id))}, key=lambda maddr: maddr in known)

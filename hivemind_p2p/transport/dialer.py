@@ -1,13 +1,15 @@
 """Reaching a peer: all its known addresses, raced; one dial per peer, however many wait for it.
 
 A dial asks the address book first. When nothing known answers, it asks the resolver (the DHT) for more and goes on.
-It runs in the host's nursery, so that a caller who gives up takes nothing from the others who wait; when the last one
-gives up, the dial ends. ``race`` says which address is tried when; ``address_book`` remembers how they did.
+The resolver dials, too, and must not wait for what is being resolved: inside it, a dial ends with the addresses that
+are known. A dial runs in the host's nursery, so that a caller who gives up takes nothing from the others who wait; when
+the last one gives up, it ends. ``race`` says which address is tried when; ``address_book`` remembers how they did.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import trio
@@ -27,6 +29,20 @@ Attempt = Callable[[PeerID, Multiaddr], Awaitable[MuxedConnection]]
 Register = Callable[[MuxedConnection], None]
 
 
+class _Resolving:
+    """Tasks inherit the context of who starts them, and may live on: this is worth nothing once it is over."""
+
+    over = False
+
+
+_resolving: ContextVar[_Resolving | None] = ContextVar("resolving", default=None)
+
+
+def _inside_resolver() -> bool:
+    resolving = _resolving.get()
+    return resolving is not None and not resolving.over
+
+
 @dataclass
 class _Dial:
     """One dial under way."""
@@ -34,6 +50,7 @@ class _Dial:
     race: Race
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     settled: trio.Event = field(default_factory=trio.Event)
+    known_tried: trio.Event = field(default_factory=trio.Event)
     changed: trio.Event = field(default_factory=trio.Event)
     waiting: int = 0
     attempts: list[tuple[str, str]] = field(default_factory=list)
@@ -42,6 +59,7 @@ class _Dial:
     def settle(self, connection: MuxedConnection | None) -> None:
         if self.connection is None:
             self.connection = connection
+        self.known_tried.set()
         self.settled.set()
 
     def poke(self) -> None:
@@ -93,7 +111,7 @@ class Dialer:
             dial.poke()
         dial.waiting += 1
         try:
-            await dial.settled.wait()
+            await (dial.known_tried if _inside_resolver() else dial.settled).wait()
         finally:
             dial.waiting -= 1
             if not dial.waiting and not dial.settled.is_set():
@@ -167,14 +185,20 @@ class Dialer:
 
     async def _resolve(self, peer_id: PeerID, dial: _Dial) -> bool:
         """Ask the swarm for more addresses; whether there are any."""
+        dial.known_tried.set()
         if self.resolver is None or dial.settled.is_set():
             return False
         found: Iterable[Multiaddr] = ()
+        resolving = _Resolving()
+        token = _resolving.set(resolving)
         try:
             with trio.move_on_after(self._settings.resolve_timeout):
                 found = await self.resolver(peer_id)
         except HivemindError as error:
             dial.attempts.append(("the swarm", f"looking up the peer's addresses failed: {error}"))
+        finally:
+            resolving.over = True
+            _resolving.reset(token)
         tried = {address for address, _ in dial.attempts}
         fresh = [maddr for maddr in found if why_undialable(maddr) is None and str(maddr) not in tried]
         self._book.add(peer_id, fresh)

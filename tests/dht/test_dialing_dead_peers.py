@@ -14,7 +14,9 @@ from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.memory import MemoryWire
 
 
-async def test_dialling_a_dead_peer_does_not_wait_for_a_question_to_that_peer(autojump_clock) -> None:
+@pytest.mark.parametrize("dead", [[1], [1, 2, 3]])
+async def test_dialling_dead_peers_does_not_wait_for_questions_to_dead_peers(autojump_clock, dead: list[int]) -> None:
+    """Each dial asks the swarm where its peer is, and so the other dead peers, which are being dialled as well."""
     wire = MemoryWire(latency=0.01)
     nodes: list[DHTNode] = []
     scopes: list[trio.CancelScope] = []
@@ -32,16 +34,21 @@ async def test_dialling_a_dead_peer_does_not_wait_for_a_question_to_that_peer(au
                 task_status.started()
                 await trio.sleep_forever()
 
-    async with trio.open_nursery() as nursery:
-        for number in range(3):
-            await nursery.start(run, number)
-        network, dead = nodes[2].protocol.network, nodes[1].protocol.network.peer_id
-        await network.open_stream(dead, "DHTProtocol.rpc_ping")
-        scopes[1].cancel()
-        await trio.sleep(1)
-        assert not network.connections(dead)
-        began = trio.current_time()
+    async def dial(number: int) -> None:
         with pytest.raises(DialError, match="refused"):
-            await network.open_stream(dead, "DHTProtocol.rpc_ping")
+            await network.open_stream(nodes[number].protocol.own.peer, "DHTProtocol.rpc_ping")
+
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            await nursery.start(run, number)
+        network = nodes[4].protocol.network
+        for number in dead:
+            await network.open_stream(nodes[number].protocol.own.peer, "DHTProtocol.rpc_ping")
+            scopes[number].cancel()
+        await trio.sleep(1)
+        began = trio.current_time()
+        async with trio.open_nursery() as dials:
+            for number in dead:
+                dials.start_soon(dial, number)
         assert trio.current_time() - began < 1
         nursery.cancel_scope.cancel()
