@@ -24,6 +24,7 @@ from hivemind_p2p.dht.authorization import AuthorizerBase, Request
 from hivemind_p2p.dht.blacklist import Blacklist
 from hivemind_p2p.dht.keys import DHTID
 from hivemind_p2p.dht.messages import FindAnswer, Found, PeerContact, StoreItem
+from hivemind_p2p.dht.peer_routing import PeerRouting
 from hivemind_p2p.dht.records import Records
 from hivemind_p2p.dht.validation import CompositeValidator
 from hivemind_p2p.errors import HivemindError, Unauthorized
@@ -101,11 +102,13 @@ class DHTProtocol:
         """Called for every contact that was not in the table before."""
         self.on_contact_to_ping: Callable[[PeerContact], None] = lambda contact: None
         """Called for every contact that stands in the way of another and may be dead."""
+        self.peer_routing = PeerRouting(rpc.network, settings, clock)
         self._limiter = trio.CapacityLimiter(settings.parallel_rpc)
 
     def serve(self) -> None:
         """Start to answer, unless we are a client."""
         if not self.client_mode:
+            self.peer_routing.serve()
             self.rpc.register(PING, dht_pb2.PingRequest, self._authorized(self._serve_ping))
             self.rpc.register(STORE, dht_pb2.StoreRequest, self._authorized(self._serve_store))
             self.rpc.register(FIND, dht_pb2.FindRequest, self._authorized(self._serve_find))
@@ -113,6 +116,7 @@ class DHTProtocol:
     def stop(self) -> None:
         """Stop to answer."""
         if not self.client_mode:
+            self.peer_routing.stop()
             for method in (PING, STORE, FIND):
                 self.rpc.unregister(method)
 
@@ -180,6 +184,8 @@ class DHTProtocol:
         self._heard(peer, response.peer)
         for named, maddrs in answer.addresses.items():
             self.network.add_addresses(named, maddrs)
+        named_by_it = {contact.peer for found in answer.found.values() for contact in found.nearest}
+        self.peer_routing.named(named_by_it - answer.addresses.keys(), by=peer)
         valid = self.records.valid_part
         found = {key: replace(each, record=valid(key, each.record)) for key, each in answer.found.items()}
         return replace(answer, found=found)
@@ -189,6 +195,7 @@ class DHTProtocol:
     def silent(self, peer: PeerID) -> None:
         """Note that a peer did not answer."""
         self.blacklist.failed(peer, self.clock())
+        self.peer_routing.silent(peer)
         node_id = self.table.id_of(peer)
         if node_id is not None:
             self.table.remove(node_id)
@@ -273,6 +280,7 @@ class DHTProtocol:
             return
         maddrs = [split_peer(maddr)[0] for maddr in messages.maddrs_in(info.maddrs, self.settings.max_addresses)]
         self.network.add_addresses(peer, maddrs)
+        self.peer_routing.alive(peer)
         contact = Contact(node_id, peer)
         is_new = node_id not in self.table
         to_ping = self.table.heard_from(contact, self.clock())

@@ -42,6 +42,15 @@ class MemoryPeer:
     def set_peer_resolver(self, resolver) -> None:
         self.resolver = resolver
 
+    def set_stream_handler(self, protocol, handler) -> None:
+        """Peers here speak calls only."""
+
+    def connections(self, peer_id) -> list[MemoryRPC]:
+        return [self.connected[peer_id]] if peer_id in self.connected else []
+
+    async def open_stream(self, peer_id, protocol):
+        raise ProtocolNotSupported(f"{peer_id} does not speak {protocol}")
+
     async def connect(self, maddr: Multiaddr) -> PeerID:
         bare, peer_id = split_peer(maddr)
         self.add_addresses(peer_id, [bare])

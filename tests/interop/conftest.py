@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,9 @@ class HivemindPeer:
                 future.set_result(answer["result"])
 
 
-@pytest.fixture(scope="session")
-def hivemind() -> Iterator[HivemindPeer]:
-    """One peer for all tests; what a test changes there, it changes back."""
+@contextmanager
+def hivemind_peer() -> Iterator[HivemindPeer]:
+    """A process of its own; ends with the block."""
     if not PYTHON.exists():
         pytest.skip("the original hivemind is not here; get it with scripts/setup --interop")
     # stderr is the test run's own: what hivemind logs is shown with a failure.
@@ -74,6 +75,20 @@ def hivemind() -> Iterator[HivemindPeer]:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@pytest.fixture(scope="session")
+def hivemind() -> Iterator[HivemindPeer]:
+    """One peer for all tests; what a test changes there, it changes back."""
+    with hivemind_peer() as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def hivemind_too() -> Iterator[HivemindPeer]:
+    """Another one, which knows nothing of the first."""
+    with hivemind_peer() as peer:
+        yield peer
 
 
 @pytest.fixture

@@ -11,10 +11,16 @@ import sys
 from typing import AsyncIterator  # noqa: UP035  # hivemind tells streams by this one alone
 
 import torch
+from cryptography.hazmat.primitives import serialization
+from hivemind.dht.crypto import RSASignatureValidator
 from hivemind.dht.node import DHTNode
+from hivemind.dht.validation import CompositeValidator
 from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
 from hivemind.proto import runtime_pb2, test_pb2
+from hivemind.proto.auth_pb2 import AccessToken
 from hivemind.utils import get_dht_time
+from hivemind.utils.auth import TokenAuthorizerBase
+from hivemind.utils.crypto import RSAPrivateKey
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.tensor_descr import BatchTensorDescriptor
 
@@ -61,6 +67,29 @@ class Interop(ServicerBase):
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
+
+
+class Authorizer(TokenAuthorizerBase):
+    """Tokens that the key of the authority, which every peer of the tests has, signs."""
+
+    def __init__(self, authority: str) -> None:
+        super().__init__(RSAPrivateKey())
+        self.authority = RSAPrivateKey()
+        self.authority._private_key = serialization.load_pem_private_key(authority.encode(), password=None)
+
+    async def get_token(self) -> AccessToken:
+        token = AccessToken(username="bob", public_key=self.local_public_key.to_bytes(), expiration_time="2100")
+        token.signature = self.authority.sign(token.SerializeToString())
+        return token
+
+    def is_token_valid(self, access_token: AccessToken) -> bool:
+        unsigned = AccessToken()
+        unsigned.CopyFrom(access_token)
+        unsigned.signature = b""
+        return self.authority.get_public_key().verify(unsigned.SerializeToString(), access_token.signature)
+
+    def does_token_need_refreshing(self, access_token: AccessToken) -> bool:
+        return False
 
 
 class Peer:
@@ -121,13 +150,35 @@ class Peer:
         self.servicer.cancelled.clear()
         return True
 
-    async def join(self, initial_peers: list[str], client_mode: bool = False) -> None:
+    async def join(
+        self, initial_peers: list[str], client_mode: bool = False, signed: bool = False, authority: str | None = None
+    ) -> None:
+        """Join a swarm.
+
+        Args:
+            signed: check and sign records.
+            authority: private key (PEM) of the authority of a moderated swarm.
+        """
+        validators = [RSASignatureValidator()] if signed else []
         self.dht = await DHTNode.create(
-            self.p2p, initial_peers=initial_peers, client_mode=client_mode, cache_locally=False, cache_on_store=False
+            self.p2p,
+            initial_peers=initial_peers,
+            client_mode=client_mode,
+            cache_locally=False,
+            cache_on_store=False,
+            record_validator=CompositeValidator(validators),
+            authorizer=None if authority is None else Authorizer(authority),
         )
 
-    async def store(self, key: str, value: object, seconds: float, subkey: str | int | None = None) -> bool:
+    async def owner_marker(self) -> str:
+        return RSASignatureValidator().local_public_key.decode()
+
+    async def store(
+        self, key: str, value: object, seconds: float, subkey: str | int | None = None, as_bytes: bool = False
+    ) -> bool:
         expiration_time = get_dht_time() + seconds
+        if as_bytes:
+            subkey = subkey.encode()
         if subkey is None:
             return await self.dht.store(key, value, expiration_time)
         return await self.dht.store(key, value, expiration_time, subkey=subkey)
@@ -143,7 +194,11 @@ class Peer:
         if found is None:
             return None
         if isinstance(found.value, dict):
-            return {str(subkey): item.value for subkey, item in found.value.items()}
+            names = [each.decode() if isinstance(each, bytes) else str(each) for each in found.value]
+            values = [item.value for item in found.value.values()]
+            return {
+                name: repr(item) if isinstance(item, tuple) else item for name, item in zip(names, values, strict=True)
+            }
         return found.value if isinstance(found.value, str | int | float) else repr(found.value)
 
     async def contacts(self) -> int:

@@ -21,12 +21,12 @@ VALUES = ["text", 7, -1.5, "", 2**60]
 
 
 @asynccontextmanager
-async def hivemind_in(hivemind: HivemindPeer, *nodes: Node, client_mode: bool = False) -> AsyncIterator[None]:
+async def hivemind_in(hivemind: HivemindPeer, *nodes: Node, **options) -> AsyncIterator[None]:
     """hivemind's DHT, a member of the swarm of these nodes; of its own if there are none."""
     initial_peers = [str(node.visible_maddrs[0]) for node in nodes]
     for maddr in initial_peers:
         await hivemind.do("connect", maddr=maddr)
-    await hivemind.do("join", initial_peers=initial_peers, client_mode=client_mode)
+    await hivemind.do("join", initial_peers=initial_peers, **options)
     try:
         yield
     finally:
