@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Final, Generic, TypeVar, TypeVarTuple
@@ -281,8 +281,8 @@ class Held(Generic[_T]):
             raise
 
     def close_soon(self) -> None:
-        """Leave it, without waiting."""
-        self._portal.soon(self._enough.set)
+        """Leave it, without waiting; what is still being entered is cancelled."""
+        self._portal.soon(self._leave)
 
     def close(self, timeout: float | None = None) -> None:
         """Leave it and wait until it is left. Leaving that takes longer than ``timeout`` seconds is cancelled.
@@ -295,6 +295,8 @@ class Held(Generic[_T]):
         self.close_soon()
         try:
             self.left.result(timeout)
+        except CancelledError:
+            pass  # it had not been entered yet
         except TimeoutError:
             if self.left.done():
                 raise
@@ -327,6 +329,11 @@ class Held(Generic[_T]):
             if self._entered.done() and not self._enough.is_set():
                 logger.exception("%r was ended by an error", manager)
             raise
+
+    def _leave(self) -> None:
+        self._enough.set()
+        if not self._entered.done():
+            self.left.cancel()
 
     def _entered_never(self, left: Future[None]) -> None:
         if not self._entered.done():

@@ -185,6 +185,23 @@ def test_enter_and_close():
     assert value.events == ["entered", "left"]
 
 
+def test_closing_what_is_still_being_entered_cancels_that():
+    endless = Endless()
+
+    @asynccontextmanager
+    async def slow():
+        await endless()
+        yield
+
+    held = portal().hold(slow())
+    assert endless.began.wait(10)
+    held.close()
+    assert endless.ended.wait(10)
+    with pytest.raises(NodeClosed, match="while it was starting"):
+        held.value()
+    held.close()
+
+
 def test_what_entering_raises_and_what_leaving_raises():
     with pytest.RaisesGroup(pytest.RaisesExc(LookupError, match="locked")):
         portal().enter(Room(on_enter=LookupError("locked")).open())
