@@ -223,13 +223,27 @@ class HostingSettings:
     """Learning rate of the optimizer."""
     clip_grad_norm: float | None = None
     """Largest norm of an expert's gradient; a larger one is scaled down. None: no limit."""
+    compression: str = "NONE"
+    """How inputs, outputs and gradients travel, where they are floats; a name of the wire's ``CompressionType``."""
+    custom_module_path: Path | None = None
+    """A Python file that registers expert classes of your own; it is run first."""
+    update_period: float = 30.0
+    """Seconds between two declarations of the experts in the swarm, which forgets them after twice that."""
+    max_request_bytes: int = 2**30
+    """The largest request, all its tensors together as they travel."""
+    max_pending_bytes: int = 2**32
+    """The most bytes of requests that are being received or wait to be computed; beyond it they are refused."""
 
     def __post_init__(self) -> None:
         if self.expert_uids and (self.num_experts is not None or self.expert_pattern is not None):
             raise ConfigError(
                 "expert_uids already say which experts to host; leave num_experts and expert_pattern away"
             )
-        for name in ("num_experts", "hidden_dim", "min_batch_size", "max_batch_size", "lr", "clip_grad_norm"):
+        above_zero = (
+            "num_experts", "hidden_dim", "min_batch_size", "max_batch_size", "lr", "clip_grad_norm", "update_period",
+            "max_request_bytes", "max_pending_bytes",
+        )  # fmt: skip
+        for name in above_zero:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} = {value} must be above 0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from hivemind_p2p.cli import options
@@ -32,7 +33,12 @@ def server(
         int | None, _option("Host so many, under free uids of --expert-pattern.", default="1")
     ] = None,
     expert_pattern: Annotated[str | None, _option("Uids to draw from: ffn.[0:16].[0:16] is a grid of 256.")] = None,
-    expert_cls: Annotated[str | None, _option("ffn, transformer or nop.", default=_DEFAULTS.expert_cls)] = None,
+    expert_cls: Annotated[
+        str | None, _option("ffn, transformer, nop, or one of --custom-module-path.", default=_DEFAULTS.expert_cls)
+    ] = None,
+    custom_module_path: Annotated[
+        Path | None, _option("Python file that registers expert classes of your own.", metavar="FILE")
+    ] = None,
     hidden_dim: Annotated[
         int | None, _option("Size of the last axis of inputs and outputs.", default=_DEFAULTS.hidden_dim)
     ] = None,
@@ -48,6 +54,12 @@ def server(
     lr: Annotated[float | None, _option("Learning rate.", default=_DEFAULTS.lr)] = None,
     clip_grad_norm: Annotated[
         float | None, _option("Largest norm of an expert's gradient.", default="no limit")
+    ] = None,
+    compression: Annotated[
+        str | None, _option("How tensors travel: NONE, FLOAT16, UNIFORM_8BIT, ...", default=_DEFAULTS.compression)
+    ] = None,
+    update_period: Annotated[
+        float | None, _option("Seconds between two declarations in the swarm.", default=f"{_DEFAULTS.update_period:g}")
     ] = None,
     config: options.Config = None,
     as_json: options.Json = False,
@@ -69,6 +81,7 @@ def server(
             "hosting.num_experts": num_experts,
             "hosting.expert_pattern": expert_pattern,
             "hosting.expert_cls": expert_cls,
+            "hosting.custom_module_path": custom_module_path,
             "hosting.hidden_dim": hidden_dim,
             "hosting.min_batch_size": min_batch_size,
             "hosting.max_batch_size": max_batch_size,
@@ -76,6 +89,8 @@ def server(
             "hosting.optimizer": optimizer,
             "hosting.lr": lr,
             "hosting.clip_grad_norm": clip_grad_norm,
+            "hosting.compression": compression,
+            "hosting.update_period": update_period,
         },
     )
     run_until_stopped(lambda: host_experts(settings, as_json=as_json))
@@ -89,7 +104,9 @@ async def host_experts(settings: Settings, *, as_json: bool) -> None:
 
     hosting = settings.hosting
     server = await trio.to_thread.run_sync(
-        lambda: Server.create(**options.node_options(settings), **asdict(hosting), start=True)
+        lambda: Server.create(**options.node_options(settings), **asdict(hosting), start=True),
+        # What has been started by then ends with the program. (mypy sees the older trio-stubs that libp2p brings.)
+        abandon_on_cancel=True,  # type: ignore[call-arg]
     )
     try:
         ready = ready_as_json if as_json else ready_as_text

@@ -22,6 +22,7 @@ TOLD_BY_NAME: Final[tuple[type[HivemindError], ...]] = (
     errors.ExpertNotFound,
     errors.SchemaMismatch,
     errors.ExpertFailed,
+    errors.Overloaded,
 )
 LONGEST_TEXT: Final = 4096
 """Characters of a failure that are sent, and that are believed."""

@@ -1,0 +1,94 @@
+"""What a server does while it runs: computes, answers, keeps its experts declared; and how it stops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import torch
+import trio
+
+from hivemind_p2p.errors import ConfigError, RPCError
+from hivemind_p2p.node import Node
+from hivemind_p2p.runtime import ExpertBackend, Runtime
+from hivemind_p2p.server.declare import declaration, store_records, withdraw_experts
+from hivemind_p2p.server.handler import ConnectionHandler
+
+WITHDRAW_TIMEOUT: Final = 5.0
+"""Seconds that withdrawing may take."""
+DRAIN_TIMEOUT: Final = 10.0
+"""Seconds that requests under way have to be answered when the server stops."""
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def hosting(
+    node: Node,
+    experts: Mapping[str, ExpertBackend],
+    handler: ConnectionHandler,
+    *,
+    device: torch.device | None,
+    update_period: float,
+    expiration: float,
+) -> AsyncIterator[Runtime]:
+    """Serve experts while inside; declared before this is entered, unless the DHT fails.
+
+    On leaving: withdraw them while still answering, refuse new requests, let those under way finish, stop.
+
+    Raises (on entering):
+        ConfigError: the node hosts a server already, or the device cannot be used.
+    """
+    uids = sorted(experts)
+    async with Runtime(experts, device=device) as runtime:
+        try:
+            handler.register(node.rpc)
+        except RPCError as error:
+            raise ConfigError(
+                f"this node hosts a server already ({error}); give all experts to one server, or the other a DHT of "
+                "its own"
+            ) from None
+        try:
+            async with trio.open_nursery() as nursery:
+                await declare(node, uids, expiration)
+                nursery.start_soon(_keep_declared, node, uids, update_period, expiration)
+                yield runtime
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                with trio.move_on_after(WITHDRAW_TIMEOUT):
+                    await _withdraw(node, uids)
+                handler.refuse()
+                with trio.move_on_after(DRAIN_TIMEOUT):
+                    await handler.drained()
+            handler.unregister(node.rpc)
+
+
+async def _keep_declared(node: Node, uids: Sequence[str], update_period: float, expiration: float) -> None:
+    while True:
+        await trio.sleep(update_period)
+        await declare(node, uids, expiration)
+
+
+async def declare(node: Node, uids: Sequence[str], expiration: float) -> None:
+    """Declare experts for ``expiration`` seconds. What goes wrong is logged: the next time may go better."""
+    try:
+        stored = await store_records(node.dht, declaration(uids, node.peer_id), node.dht.protocol.clock() + expiration)
+    except Exception:  # the boundary of a background loop
+        logger.exception("experts could not be declared; trying again soon")
+        return
+    refused = [uid for uid in uids if not stored[uid]]
+    if refused:
+        logger.warning(
+            "the swarm did not take the declaration of %s: somebody has declared the same for longer, or nobody could "
+            "be reached; trying again soon", ", ".join(refused[:10]),
+        )  # fmt: skip
+
+
+async def _withdraw(node: Node, uids: Sequence[str]) -> None:
+    try:
+        await withdraw_experts(node.dht, uids, node.peer_id)
+    except Exception:  # must not keep the server from stopping
+        logger.warning("experts could not be withdrawn; they are forgotten when they expire", exc_info=True)

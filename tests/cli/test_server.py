@@ -1,0 +1,118 @@
+"""``hivemind-p2p server``: as processes that are told to stop, killed, and wrongly called."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hivemind_p2p import DHT
+from hivemind_p2p.cli import app as cli
+from hivemind_p2p.errors import TransportError
+from hivemind_p2p.sync import portal
+from hivemind_p2p.wire.peer_id import PeerID
+from tests.server.calls import Caller
+
+LISTEN = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0"]
+NOP = ["--expert-cls", "nop", "--hidden-dim", "8", "--optimizer", "none"]
+X = torch.ones(2, 8)
+
+
+def test_two_servers_one_stopped_and_one_killed(start_node):
+    stopped = start_node("server", *LISTEN, *NOP, "--expert-uids", "nop.0.0", "nop.0.1")
+    peers = ["--initial-peers", *stopped.ready["addresses"]]
+    killed = start_node("server", *LISTEN, *NOP, *peers, "--num-experts", "2", "--expert-pattern", "nop.0.[0:4]")
+    assert stopped.ready["experts"] == ["nop.0.0", "nop.0.1"]
+    assert sorted(killed.ready["experts"]) == ["nop.0.2", "nop.0.3"]
+    with DHT([stopped.address, killed.address], start=True, host_maddrs=LISTEN[1:]) as dht:
+        for node in (stopped, killed):
+            uid, peer_id = node.ready["experts"][0], PeerID.from_base58(node.ready["peer_id"])
+            assert dht.get(uid, latest=True).value == node.ready["peer_id"]
+            [outputs] = portal().call(Caller(dht.node.rpc, peer_id).unary, "forward", uid, X)
+            assert torch.equal(outputs, X)
+        assert stopped.stop() == (0, "", "")
+        assert dht.get("nop.0.0", latest=True).value is None
+        listed = dht.get("nop.0.", latest=True).value
+        assert {column: bool(listed[column].value) for column in range(4)} == {0: False, 1: False, 2: True, 3: True}
+
+        killed.process.kill()
+        killed.process.wait()
+        with pytest.raises(TransportError):
+            portal().call(Caller(dht.node.rpc, peer_id).unary, "forward", uid, X)
+        assert dht.get(uid).value == killed.ready["peer_id"], "only time can tell that a killed one is gone"
+
+
+def test_ctrl_c_on_a_terminal(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from hivemind_p2p import register_expert_class\n"
+        "register_expert_class('mine', lambda batch, hidden: torch.empty(batch, hidden))(torch.nn.Softmax)\n"
+    )
+    ours, theirs = pty.openpty()
+    own_class = ["--custom-module-path", str(tmp_path / "mine.py"), "--expert-cls", "mine", "--hidden-dim", "1"]
+    command = [sys.executable, "-m", "hivemind_p2p", "server", *LISTEN, *own_class, "--optimizer", "none"]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        with open(ours, encoding="utf-8") as screen:
+            lines = []
+            while not lines or "Ctrl-C" not in lines[-1]:
+                lines.append(screen.readline().rstrip())
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+            assert lines[0].startswith("Server 12D3Koo")
+            assert lines[2] == "It hosts 1 expert:"
+            assert lines[3].startswith("  mine.")
+            assert lines[5].startswith("  dht = hivemind_p2p.DHT(initial_peers=")
+            with pytest.raises(OSError, match="Input/output error"):  # nothing more was written
+                screen.read(1)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["server", *LISTEN, "--hidden-dim", "8", *arguments])
+    return exit_.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--expert-cls", "nope"], "there is no expert class 'nope', only ffn, nop, transformer"),
+        (["--expert-uids", "ffn"], "'ffn' is not an expert uid"),
+        (["--expert-uids", "ffn.0", "--num-experts", "2"], "leave num_experts and expert_pattern away"),
+        (["--num-experts", "5", "--expert-pattern", "ffn.[0:4]"], "has 4 uids, which is not enough for 5 experts"),
+        (["--device", "tpu"], "device tpu cannot be used"),
+        (["--optimizer", "none", "--clip-grad-norm", "1"], "no optimizer"),
+        (["--optimizer", "lion"], "one of adam, sgd, none"),
+        (["--compression", "zip"], "compression = 'zip' is not one of NONE"),
+        (["--custom-module-path", "absent.py"], "absent.py is not a Python file"),
+        (["--initial-peers", "/ip4/127.0.0.1/tcp/1"], "append /p2p/<peer id>"),
+        (["--initial-peers", "nonsense"], "is not a multiaddr"),
+    ],
+)
+def test_wrong_arguments_are_told_and_nothing_is_left_running(capfd, arguments, text):
+    before = set(portal()._held)
+    assert run(*arguments) == 1
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("hivemind-p2p: ")
+    assert text in captured.err
+    assert "Traceback" not in captured.err
+    assert set(portal()._held) == before
+
+
+def test_nobody_there_and_a_port_in_use(capfd):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}"
+        nobody = f"{address}/p2p/12D3KooWGRUKGW7mDAjHXwVCHdVtMXLxVyMhLbfSXqfKy7rnWhVz"
+        assert run("--initial-peers", nobody) == 1
+        assert address in capfd.readouterr().err
+        taken.listen()
+        assert run("--host-maddrs", address) == 1
+        assert address in capfd.readouterr().err
