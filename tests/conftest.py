@@ -1,4 +1,4 @@
-"""What holds for every test: in CI (``CI=true``) nothing is skipped, except tests that need a GPU.
+"""What holds for every test: in CI (``CI=true``) nothing is skipped, except tests that need a GPU; nothing is timed.
 
 And what tests of several folders share: nodes as processes of their own.
 """
@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["pytester"]
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(wrapper=True)

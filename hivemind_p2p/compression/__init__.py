@@ -5,7 +5,7 @@ made of, and checks. Below it there is one codec per :class:`CompressionType`: `
 MEANSTD_16BIT), ``codebook`` with ``uniform`` and ``quantile``, and ``blockwise``.
 """
 
-from hivemind_p2p.compression.encoded import MAX_TENSOR_BYTES, EncodedTensor
+from hivemind_p2p.compression.encoded import MAX_TENSOR_BYTES, ReceivedTensor
 from hivemind_p2p.compression.serialization import deserialize_tensor, serialize_tensor
 from hivemind_p2p.compression.streaming import (
     MAX_MESSAGE_BYTES,
@@ -24,7 +24,7 @@ __all__ = [
     "MAX_UNARY_BYTES",
     "PART_BYTES",
     "CompressionType",
-    "EncodedTensor",
+    "ReceivedTensor",
     "TensorAssembler",
     "deserialize_tensor",
     "fits_unary",

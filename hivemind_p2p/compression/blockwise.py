@@ -1,7 +1,7 @@
 """BLOCKWISE_8BIT: every 4096 elements are divided by their greatest magnitude, then rounded to the "dynamic" map.
 
-The map has 256 values from -0.993 to 1 whose distances grow with their magnitude (Dettmers, "8-bit approximations for
-parallelism in deep learning", ICLR 2016; the values are those of the bitsandbytes package, which hivemind uses).
+The map has 256 values from -1 to 1 whose distances grow with their magnitude (Dettmers, "8-bit approximations for
+parallelism in deep learning", ICLR 2016; the values are those that hivemind sends, by way of bitsandbytes on a CPU).
 
 The sections: the number of blocks (int64), the length of the map (int64), the blocks' greatest magnitudes (float32),
 the map (float32), the indices (uint8). What cannot be divided (NaN, infinities, numbers beyond float32), or would not
@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
 import torch
 
+from hivemind_p2p.compression.chunks import Scratch, chunks
 from hivemind_p2p.compression.codebook import CODES, check_indices, check_length
 from hivemind_p2p.compression.codec import FLOATING
 from hivemind_p2p.compression.memory import SectionReader, SectionWriter
-from hivemind_p2p.compression.parallel import Scratch, chunks_of, in_spans
 
 BLOCK: Final = 4096
 _DROPPED_BITS: Final = 11  # of a float32; 12 bits of its mantissa remain, which is enough to find the nearest value
@@ -42,24 +43,18 @@ class BlockwiseCodec:
         magnitudes = writer.take(torch.float32, blocks)
         writer.take(torch.float32, CODES).copy_(dynamic_map())
         indices = writer.take(torch.uint8, numel)
-        flat, nearest = tensor.reshape(-1), _nearest()
-
-        def encode(span: slice) -> None:
-            scratch = Scratch()
-            for chunk in chunks_of(span):
-                count = chunk.stop - chunk.start
-                rows = scratch(torch.float32, _blocks(count) * BLOCK).view(-1, BLOCK)
-                scaled = rows.view(-1)[:count].copy_(flat[chunk])
-                rows.view(-1)[count:].zero_()  # the last block may be shorter
-                largest = magnitudes[chunk.start // BLOCK :][: len(rows)]
-                torch.maximum(rows.amax(1), rows.amin(1).neg_(), out=largest)
-                rows.div_(torch.where(largest > 0, largest, 1)[:, None])
-                keys = torch.bitwise_right_shift(
-                    scaled.view(torch.int32), _DROPPED_BITS, out=scratch(torch.int32, count)
-                ).add_(_KEYS // 2)
-                torch.index_select(nearest, 0, keys, out=indices[chunk])
-
-        in_spans(numel, encode)
+        flat, nearest, scratch = tensor.reshape(-1), _nearest(), Scratch()
+        for chunk in chunks(numel):
+            count = chunk.stop - chunk.start
+            rows = scratch(torch.float32, _blocks(count) * BLOCK).view(-1, BLOCK)
+            scaled = rows.view(-1)[:count].copy_(flat[chunk])
+            rows.view(-1)[count:].zero_()  # the last block may be shorter
+            largest = magnitudes[chunk.start // BLOCK :][: len(rows)]
+            torch.maximum(rows.amax(1), rows.amin(1).neg_(), out=largest)
+            rows.div_(torch.where(largest > 0, largest, 1)[:, None])
+            keys = scratch(torch.int32, count)
+            torch.bitwise_right_shift(scaled.view(torch.int32), _DROPPED_BITS, out=keys).add_(_KEYS // 2)
+            torch.index_select(nearest, 0, keys, out=indices[chunk])
         return writer.finish() if bool(torch.isfinite(magnitudes).all()) else None
 
     def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
@@ -76,19 +71,14 @@ class BlockwiseCodec:
         indices = sections.take(torch.uint8, numel)
         check_indices(indices, codes)
         tensor = torch.empty(size, dtype=dtype, device="cpu")
-        flat = tensor.view(-1)
-
-        def decode(span: slice) -> None:
-            scratch = Scratch()
-            for chunk in chunks_of(span):
-                count = chunk.stop - chunk.start
-                rows = scratch(torch.float32, _blocks(count) * BLOCK).view(-1, BLOCK)
-                values, named = rows.view(-1)[:count], scratch(torch.int64, count).copy_(indices[chunk])
-                torch.index_select(codebook, 0, named, out=values)
-                rows.mul_(magnitudes[chunk.start // BLOCK :][: len(rows), None])
-                flat[chunk].copy_(values)
-
-        in_spans(numel, decode)
+        flat, scratch = tensor.view(-1), Scratch()
+        for chunk in chunks(numel):
+            count = chunk.stop - chunk.start
+            rows = scratch(torch.float32, _blocks(count) * BLOCK).view(-1, BLOCK)
+            values, named = rows.view(-1)[:count], scratch(torch.int64, count).copy_(indices[chunk])
+            torch.index_select(codebook, 0, named, out=values)
+            rows.mul_(magnitudes[chunk.start // BLOCK :][: len(rows), None])
+            flat[chunk].copy_(values)
         return tensor
 
 
@@ -104,13 +94,19 @@ def dynamic_map() -> torch.Tensor:
         edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32, device="cpu")
         middles = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (exponent - 6)
         values += [*middles.tolist(), *(-middles).tolist()]
-    return torch.tensor(sorted(values), dtype=torch.float32, device="cpu")
+    values.remove(min(values))  # as bitsandbytes does on a CPU: a block's extreme is to be exact on both sides
+    return torch.tensor(sorted([-1.0, *values]), dtype=torch.float32, device="cpu")
 
 
 @cache
 def _nearest() -> torch.Tensor:
-    """The index (uint8) of the map's nearest value, for every key: the upper bits of a float32, from 0 on."""
-    keys = torch.arange(-_KEYS // 2, _KEYS // 2, dtype=torch.int32, device="cpu")
-    centers = (keys << _DROPPED_BITS | 1 << (_DROPPED_BITS - 1)).view(torch.float32)
-    values = dynamic_map()
-    return torch.bucketize(centers, (values[:-1] + values[1:]) / 2).clamp_(max=CODES - 1).to(torch.uint8)
+    """The index (uint8) of the map's nearest value, for every key: a float32's upper bits; negative ones come first."""
+    half, values = _KEYS // 2, dynamic_map()
+    keys = torch.arange(half, dtype=torch.int32, device="cpu")
+    centers = (keys << _DROPPED_BITS | 1 << (_DROPPED_BITS - 1)).view(torch.float32).nan_to_num_(nan=math.inf)
+    ascending = torch.cat([-centers.flip(0), centers])
+    ends = torch.searchsorted(ascending, (values[:-1] + values[1:]) / 2).tolist()
+    ordered = torch.empty(_KEYS, dtype=torch.uint8, device="cpu")
+    for index, (start, end) in enumerate(pairwise([0, *ends, _KEYS])):
+        ordered[start:end] = index
+    return torch.cat([ordered[:half].flip(0), ordered[half:]])

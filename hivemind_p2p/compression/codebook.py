@@ -16,9 +16,9 @@ from typing import Final, TypeAlias
 
 import torch
 
+from hivemind_p2p.compression.chunks import Scratch, chunks
 from hivemind_p2p.compression.codec import FLOATING
 from hivemind_p2p.compression.memory import SectionReader, SectionWriter
-from hivemind_p2p.compression.parallel import CHUNK, Scratch, chunks_of, in_spans
 from hivemind_p2p.errors import CodecError
 
 CODES: Final = 256
@@ -63,15 +63,10 @@ class CodebookCodec:
         codebook, indices = sections.take(torch.float32, codes).to(dtype), sections.take(torch.uint8, numel)
         check_indices(indices, codes)
         tensor = torch.empty(size, dtype=dtype, device="cpu")
-        flat = tensor.view(-1)
-
-        def decode(span: slice) -> None:
-            scratch = Scratch()
-            for chunk in chunks_of(span):
-                bins = scratch(torch.int64, chunk.stop - chunk.start).copy_(indices[chunk])
-                torch.index_select(codebook, 0, bins, out=flat[chunk])
-
-        in_spans(numel, decode)
+        flat, scratch = tensor.view(-1), Scratch()
+        for chunk in chunks(numel):
+            bins = scratch(torch.int64, chunk.stop - chunk.start).copy_(indices[chunk])
+            torch.index_select(codebook, 0, bins, out=flat[chunk])
         return tensor
 
 
@@ -82,20 +77,12 @@ def average(flat: torch.Tensor) -> float:
 
 def _fill(indices: torch.Tensor, flat: torch.Tensor, bins_of: Bins) -> torch.Tensor:
     """Write every element's bin; the average of every bin (0 for an empty one), in float64."""
-
-    def fill(span: slice) -> torch.Tensor:
-        scratch = Scratch()
-        ones = torch.ones(CHUNK, dtype=torch.float64, device="cpu")
-        totals = torch.zeros(2, CODES, dtype=torch.float64, device="cpu")
-        for chunk in chunks_of(span):
-            bins = bins_of(flat[chunk], scratch)
-            indices[chunk].copy_(bins)
-            totals[0].scatter_add_(0, bins, scratch(torch.float64, len(bins)).copy_(flat[chunk]))
-            totals[1].scatter_add_(0, bins, ones[: len(bins)])
-        return totals
-
-    sums, counts = torch.stack(in_spans(len(flat), fill)).sum(0)
-    return torch.div(sums, counts.clamp_min(1))
+    scratch, sums = Scratch(), torch.zeros(CODES, dtype=torch.float64, device="cpu")
+    for chunk in chunks(len(flat)):
+        bins = bins_of(flat[chunk], scratch)
+        indices[chunk].copy_(bins)
+        sums.scatter_add_(0, bins, scratch(torch.float64, len(bins)).copy_(flat[chunk]))
+    return torch.div(sums, torch.bincount(indices, minlength=CODES).clamp_min_(1))
 
 
 def check_indices(indices: torch.Tensor, codes: int) -> None:

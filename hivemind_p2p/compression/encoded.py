@@ -102,19 +102,40 @@ class Header:
         return f"{self.compression.name} tensor of {list(self.size)} {str(self.dtype).removeprefix('torch.')}"
 
 
+def encode(tensor: torch.Tensor, compression: int) -> tuple[Header, bytes]:
+    """A tensor as the bytes that travel; see ``serialize_tensor``."""
+    chosen, plain = compression_type(compression), tensor.detach()
+    if tensor.layout != torch.strided or tensor.dtype not in DTYPES.values() or tensor.is_meta:
+        raise CodecError(f"a {tensor.layout} tensor of {tensor.dtype} on {tensor.device} has no bytes to send")
+    if tensor.dtype not in CODECS[chosen].writes:
+        writes = ", ".join(sorted(str(dtype) for dtype in CODECS[chosen].writes))
+        raise CodecError(f"{chosen.name} carries no {tensor.dtype}, only {writes}; send it with NONE")
+    if max(tensor.shape, default=0) >= 2**32:
+        raise CodecError(f"no dimension can be longer than {2**32 - 1}; this tensor is {list(tensor.shape)}")
+    with torch.inference_mode(mode=False), torch.no_grad():  # codecs write to what they make
+        plain = plain.to("cpu").resolve_conj().resolve_neg()
+        data = CODECS[chosen].encode(plain)
+        if data is None:
+            chosen = CompressionType.NONE
+            data = CODECS[chosen].encode(plain)
+    assert data is not None
+    return Header(tuple(tensor.shape), tensor.dtype, chosen, tensor.requires_grad), data
+
+
 @dataclass(frozen=True, repr=False)
-class EncodedTensor:
-    """A tensor as the bytes that travel.
+class ReceivedTensor:
+    """All bytes of a tensor, not decoded yet: that takes a while for a large one.
 
     Attributes:
         header: what it is.
-        data: its bytes; a ``bytearray`` is nobody else's, and may become the decoded tensor's memory.
-        length: how many of them count.
+        data: its bytes; as a uint8 tensor they are nobody else's, and may become the decoded tensor's memory.
+
+    Raises:
+        CodecError: there are fewer or more bytes than such a tensor can have.
     """
 
     header: Header
-    data: bytes | bytearray
-    length: int
+    data: bytes | torch.Tensor
 
     def __post_init__(self) -> None:
         least, most = self.header.lengths()
@@ -122,45 +143,29 @@ class EncodedTensor:
             expected = str(least) if least == most else f"{least} to {most}"
             raise CodecError(f"a {self.header} is {expected} bytes, and {self.length} came")
 
-    @classmethod
-    def encode(cls, tensor: torch.Tensor, compression: int) -> EncodedTensor:
-        """Encode a tensor; see ``serialize_tensor``."""
-        chosen, plain = compression_type(compression), tensor.detach()
-        if tensor.layout != torch.strided or tensor.dtype not in DTYPES.values() or tensor.is_meta:
-            raise CodecError(
-                f"a {tensor.layout} tensor of {tensor.dtype} on {tensor.device} has no bytes that could travel"
-            )
-        if tensor.dtype not in CODECS[chosen].writes:
-            writes = ", ".join(sorted(str(dtype) for dtype in CODECS[chosen].writes))
-            raise CodecError(f"{chosen.name} carries no {tensor.dtype}, only {writes}; send it with NONE")
-        if max(tensor.shape, default=0) >= 2**32:
-            raise CodecError(f"no dimension can be longer than {2**32 - 1}; this tensor is {list(tensor.shape)}")
-        with torch.inference_mode(mode=False), torch.no_grad():  # codecs write to what they make
-            plain = plain.to("cpu").resolve_conj().resolve_neg()
-            data = CODECS[chosen].encode(plain)
-            if data is None:
-                chosen = CompressionType.NONE
-                data = CODECS[chosen].encode(plain)
-        assert data is not None
-        return cls(Header(tuple(tensor.shape), tensor.dtype, chosen, tensor.requires_grad), data, len(data))
+    @property
+    def length(self) -> int:
+        """Bytes that came."""
+        return len(self.data)
 
     def decode(self) -> torch.Tensor:
-        """The tensor: a leaf on the CPU, contiguous, writable, with memory of its own. May be called once.
+        """The tensor: a leaf on the CPU, contiguous, writable, with memory of its own. Call it once.
 
         Raises:
             CodecError: the bytes contradict themselves.
         """
-        header, sections = self.header, SectionReader(self.data, self.length)
+        header = self.header
         with torch.inference_mode(mode=False), torch.no_grad():
+            sections = SectionReader(self.data)
             tensor = CODECS[header.compression].decode(sections, header.size, header.dtype, self.length)
         return tensor.requires_grad_(header.requires_grad)
 
     def __repr__(self) -> str:
-        return f"<EncodedTensor: {self.header}, {self.length} bytes>"
+        return f"<ReceivedTensor: {self.header}, {self.length} bytes>"
 
 
 def compression_type(number: int) -> CompressionType:
-    """Raises CodecError for a number that names none."""
+    """The compression that a number names; raises CodecError where there is none."""
     try:
         return CompressionType(number)
     except ValueError:

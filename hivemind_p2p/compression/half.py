@@ -10,9 +10,9 @@ import math
 
 import torch
 
+from hivemind_p2p.compression.chunks import Scratch, chunks
 from hivemind_p2p.compression.codec import FLOATING
 from hivemind_p2p.compression.memory import SectionReader, SectionWriter
-from hivemind_p2p.compression.parallel import Scratch, chunks_of, in_spans
 from hivemind_p2p.errors import CodecError
 
 _WITHOUT_BFLOAT16 = FLOATING - {torch.bfloat16}
@@ -54,19 +54,17 @@ class MeanStd16Bit:
         rows = tensor.reshape(-1, row)
         writer = SectionWriter(2 * rows.numel() + 8 * len(rows))
         values = writer.take(torch.float16, rows.numel()).view(rows.shape)
-        means, stds = (writer.take(torch.float32, len(rows)).view(-1, 1) for _ in range(2))
-
-        def encode(span: slice) -> None:
-            scratch = Scratch()
-            for chunk in chunks_of(span, row=row):
-                scaled = scratch(torch.float32, rows[chunk].numel()).view(-1, row).copy_(rows[chunk])
-                torch.mean(scaled, dim=1, keepdim=True, out=means[chunk])
-                scaled.sub_(means[chunk])
-                torch.linalg.vector_norm(scaled, dim=1, keepdim=True, out=stds[chunk])
-                stds[chunk].div_(math.sqrt(row)).clamp_min_(_SMALLEST_STD)
-                values[chunk].copy_(scaled.div_(stds[chunk]))
-
-        in_spans(len(rows), encode, row=row)
+        means, stds = torch.empty(2, len(rows), 1, dtype=torch.float32, device="cpu")
+        scratch = Scratch()
+        for chunk in chunks(len(rows), row=row):
+            scaled = scratch(torch.float32, rows[chunk].numel()).view(-1, row).copy_(rows[chunk])
+            torch.mean(scaled, dim=1, keepdim=True, out=means[chunk])
+            scaled.sub_(means[chunk])
+            torch.linalg.vector_norm(scaled, dim=1, keepdim=True, out=stds[chunk])
+            stds[chunk].div_(math.sqrt(row)).clamp_min_(_SMALLEST_STD)
+            values[chunk].copy_(scaled.div_(stds[chunk]))
+        writer.put(means.view(-1))
+        writer.put(stds.view(-1))
         return writer.finish() if bool(torch.isfinite(stds).all()) else None
 
     def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
@@ -81,13 +79,8 @@ class MeanStd16Bit:
         means, stds = (sections.take(torch.float32, count).view(-1, 1) for _ in range(2))
         tensor = torch.empty((count, row), dtype=dtype, device="cpu")
         precise = torch.float64 if dtype == torch.float64 else torch.float32
-
-        def decode(span: slice) -> None:
-            scratch = Scratch()
-            for chunk in chunks_of(span, row=row):
-                scaled = scratch(precise, values[chunk].numel()).view(-1, row).copy_(values[chunk])
-                tensor[chunk].copy_(scaled.mul_(stds[chunk]).add_(means[chunk]))
-
-        if row:
-            in_spans(count, decode, row=row)
+        scratch = Scratch()
+        for chunk in chunks(count if row else 0, row=row):
+            scaled = scratch(precise, values[chunk].numel()).view(-1, row).copy_(values[chunk])
+            tensor[chunk].copy_(scaled.mul_(stds[chunk]).add_(means[chunk]))
         return tensor.view(size)

@@ -1,7 +1,7 @@
-"""Tensors over the memory of ``bytes``, so that a codec reads and writes what travels without copying it first.
+"""Tensors over the memory of what travels, so that a codec reads and writes it without copying it first.
 
-A codec's bytes are sections one after the other, little-endian, not aligned. ``SectionWriter`` makes a new bytes object
-and hands out tensors over its sections; ``SectionReader`` does so with what a peer sent.
+A codec's bytes are sections one after the other, little-endian. ``SectionWriter`` makes a new bytes object and hands
+out tensors over its sections; ``SectionReader`` does so with what a peer sent.
 """
 
 from __future__ import annotations
@@ -19,17 +19,27 @@ _new_bytes = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize
 _address_of_bytes = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", ctypes.pythonapi))
 
 
-class _Sections:
-    """Walks over memory; the tensors handed out are good only while this object lives."""
+def octets_of(memory: bytes) -> torch.Tensor:
+    """The bytes as a tensor, which is good only while they live. torch itself would warn that they are read-only."""
+    if not memory:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    return torch.frombuffer((ctypes.c_char * len(memory)).from_address(_address_of_bytes(memory)), dtype=torch.uint8)
 
-    def __init__(self, memory: bytes | bytearray, length: int) -> None:
-        self._owner = memory
-        self._length = length
+
+class SectionReader:
+    """Over what was received.
+
+    Args:
+        memory: bytes, whose tensors are good only while this object lives and must not be written to; or a uint8 tensor
+            that nobody else needs, whose memory the tensors share.
+    """
+
+    def __init__(self, memory: bytes | torch.Tensor) -> None:
+        self._memory = memory
+        self._octets = octets_of(memory) if isinstance(memory, bytes) else memory
         self._offset = 0
-        if isinstance(memory, bytes):  # torch refuses to look at bytes without a warning; readers do not write to them
-            self._memory: object = (ctypes.c_char * length).from_address(_address_of_bytes(memory))
-        else:
-            self._memory = memory
+        self.shares_memory = not isinstance(memory, bytes)
+        """Whether a section may be the decoded tensor itself."""
 
     def take(self, dtype: torch.dtype, count: int) -> torch.Tensor:
         """The next ``count`` elements, one-dimensional.
@@ -37,37 +47,36 @@ class _Sections:
         Raises:
             CodecError: there are fewer.
         """
-        length = count * dtype.itemsize
-        if count < 0 or length > self._length - self._offset:
-            raise CodecError(f"a section of {length} bytes does not fit into the {self._length} bytes that there are")
-        if count == 0:
-            return torch.empty(0, dtype=dtype, device="cpu")
-        section = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=self._offset)
-        self._offset += length
-        return section
-
-
-class SectionReader(_Sections):
-    """Over what was received: all of it, or its first ``length`` bytes."""
-
-    def __init__(self, memory: bytes | bytearray, length: int | None = None) -> None:
-        super().__init__(memory, len(memory) if length is None else length)
-
-    @property
-    def writable(self) -> bool:
-        """Whether the memory may become a tensor's own: nobody else has it, and the tensors over it keep it alive."""
-        return isinstance(self._owner, bytearray)
+        end = self._offset + count * dtype.itemsize
+        if count < 0 or end > len(self._octets):
+            raise CodecError(f"a section of {count} elements does not fit into the {len(self._octets)} bytes that came")
+        section = self._octets[self._offset : end]
+        if self._offset % dtype.itemsize:  # torch looks at aligned memory only
+            section = section.clone()
+        self._offset = end
+        return section.view(dtype)
 
     def take_int64(self) -> int:
         """The next eight bytes as a number."""
         return int(self.take(torch.int64, 1).item())
 
 
-class SectionWriter(_Sections):
-    """Over a new bytes object, which :meth:`finish` gives away."""
+class SectionWriter:
+    """Over a new bytes object of a certain length, which :meth:`finish` gives away."""
 
     def __init__(self, length: int) -> None:
-        super().__init__(_new_bytes(None, length), length)
+        self._bytes: bytes = _new_bytes(None, length)
+        self._octets = octets_of(self._bytes)
+        self._offset = 0
+
+    def take(self, dtype: torch.dtype, count: int) -> torch.Tensor:
+        """The next ``count`` elements to write to, one-dimensional; they must begin at a multiple of their size."""
+        start, self._offset = self._offset, self._offset + count * dtype.itemsize
+        return self._octets[start : self._offset].view(dtype)
+
+    def put(self, section: torch.Tensor) -> None:
+        """Write a one-dimensional tensor, wherever that is."""
+        self.take(torch.uint8, section.nbytes).copy_(section.view(torch.uint8))
 
     def put_int64(self, value: int) -> None:
         """Write a number as eight bytes."""
@@ -75,6 +84,5 @@ class SectionWriter(_Sections):
 
     def finish(self) -> bytes:
         """The bytes, every section of which was written; do not write to the tensors any more."""
-        assert isinstance(self._owner, bytes)
-        assert self._offset == self._length, "a codec left bytes unwritten"
-        return self._owner
+        assert self._offset == len(self._bytes), "a codec left bytes unwritten"
+        return self._bytes

@@ -45,4 +45,4 @@ class Raw:
                 raise CodecError("a tensor of booleans holds bytes other than 0 and 1")
             return octets.to(dtype).view(size)
         numbers = sections.take(dtype, numel).view(size)
-        return numbers if sections.writable else numbers.clone()
+        return numbers if sections.shares_memory else numbers.clone()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hivemind_p2p.compression.encoded import MAX_TENSOR_BYTES, EncodedTensor, Header
+from hivemind_p2p.compression.encoded import MAX_TENSOR_BYTES, Header, ReceivedTensor, encode
 from hivemind_p2p.wire import runtime_pb2
 from hivemind_p2p.wire.compression_type import CompressionType
 
@@ -22,8 +22,8 @@ def serialize_tensor(tensor: torch.Tensor, compression: int = CompressionType.NO
     Raises:
         CodecError: the codec does not carry such tensors, or there is no such codec.
     """
-    encoded = EncodedTensor.encode(tensor, compression)
-    return encoded.header.message(bytes(encoded.data))
+    header, data = encode(tensor, compression)
+    return header.message(data)
 
 
 def deserialize_tensor(message: runtime_pb2.Tensor, *, max_bytes: int = MAX_TENSOR_BYTES) -> torch.Tensor:
@@ -36,5 +36,4 @@ def deserialize_tensor(message: runtime_pb2.Tensor, *, max_bytes: int = MAX_TENS
     Raises:
         CodecError: the bytes are not the tensor that the message says they are, or it is above the limit.
     """
-    buffer = message.buffer
-    return EncodedTensor(Header.of(message, max_bytes), buffer, len(buffer)).decode()
+    return ReceivedTensor(Header.of(message, max_bytes), message.buffer).decode()

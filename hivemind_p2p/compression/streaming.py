@@ -12,7 +12,8 @@ from typing import Final
 
 import torch
 
-from hivemind_p2p.compression.encoded import MAX_TENSOR_BYTES, EncodedTensor, Header
+from hivemind_p2p.compression.encoded import MAX_TENSOR_BYTES, Header, ReceivedTensor, encode
+from hivemind_p2p.compression.memory import octets_of
 from hivemind_p2p.errors import CodecError
 from hivemind_p2p.wire import runtime_pb2
 
@@ -41,7 +42,7 @@ def split_for_streaming(message: runtime_pb2.Tensor, part_size: int = PART_BYTES
     An empty tensor is one part. :func:`serialize_in_parts` does the same with two copies less.
     """
     buffer = message.buffer
-    first = runtime_pb2.Tensor(
+    yield runtime_pb2.Tensor(
         buffer=buffer[:part_size],
         size=message.size,
         requires_grad=message.requires_grad,
@@ -49,7 +50,6 @@ def split_for_streaming(message: runtime_pb2.Tensor, part_size: int = PART_BYTES
         compression=message.compression,
         chunks=_count(len(buffer), part_size),
     )
-    yield first
     yield from _rest(buffer, part_size)
 
 
@@ -61,8 +61,7 @@ def serialize_in_parts(
     Raises:
         CodecError: see ``serialize_tensor``.
     """
-    encoded = EncodedTensor.encode(tensor, compression)
-    return _parts(encoded, part_size)
+    return _parts(*encode(tensor, compression), part_size)
 
 
 class TensorAssembler:
@@ -82,7 +81,7 @@ class TensorAssembler:
         self._started = 0
         self._open: _OpenTensor | None = None
 
-    def add(self, part: runtime_pb2.Tensor) -> EncodedTensor | None:
+    def add(self, part: runtime_pb2.Tensor) -> ReceivedTensor | None:
         """Take the next part; the tensor, if it is its last one. ``decode`` it where a few milliseconds do not matter.
 
         Raises:
@@ -133,30 +132,30 @@ class _OpenTensor:
         self._parts = max(1, chunks)  # a whole tensor may say 0
         self._came = 0
         self._length = 0
-        # Zeroed by the operating system when first written to, so that an announcement takes no memory.
-        self._data = bytearray(self._most if self._parts > 1 else 0)
+        # Uninitialized, so that the operating system gives the memory when it is written to: announcing costs none.
+        self._data = torch.empty(self._most if self._parts > 1 else 0, dtype=torch.uint8, device="cpu")
 
     @property
     def state(self) -> str:
         return f"a {self._header}, {self._came} of {self._parts} parts, {self._length} bytes"
 
-    def add(self, buffer: bytes) -> EncodedTensor | None:
+    def add(self, buffer: bytes) -> ReceivedTensor | None:
         self._came += 1
         if self._parts == 1:
-            return EncodedTensor(self._header, buffer, len(buffer))
+            return ReceivedTensor(self._header, buffer)
         if not buffer:
             raise CodecError(f"a part without bytes: {self.state}")
         end = self._length + len(buffer)
         if end > self._most:
             raise CodecError(f"more bytes than the tensor has: {self.state}, and {len(buffer)} more")
-        self._data[self._length : end] = buffer
+        with torch.inference_mode(mode=False):
+            self._data[self._length : end].copy_(octets_of(buffer))
         self._length = end
-        return EncodedTensor(self._header, self._data, end) if self._came == self._parts else None
+        return ReceivedTensor(self._header, self._data[:end]) if self._came == self._parts else None
 
 
-def _parts(encoded: EncodedTensor, part_size: int) -> Iterator[runtime_pb2.Tensor]:
-    data = bytes(encoded.data)  # bytes already: no copy
-    yield encoded.header.message(data[:part_size], chunks=_count(len(data), part_size))
+def _parts(header: Header, data: bytes, part_size: int) -> Iterator[runtime_pb2.Tensor]:
+    yield header.message(data[:part_size], chunks=_count(len(data), part_size))
     yield from _rest(data, part_size)
 
 

@@ -12,8 +12,8 @@ from typing import Final
 
 import torch
 
+from hivemind_p2p.compression.chunks import Scratch, chunks
 from hivemind_p2p.compression.codebook import CODES, Bins, average
-from hivemind_p2p.compression.parallel import Scratch, chunks_of, in_spans
 
 _REACHES: Final = (3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 1e9)  # in standard deviations; the last is all of the data
 _SAMPLE: Final = 2**14
@@ -25,7 +25,7 @@ def uniform_bins(flat: torch.Tensor, low: float, high: float) -> Bins:
     scale = CODES / (high - low) if high > low else 0.0
 
     def bins_of(chunk: torch.Tensor, scratch: Scratch) -> torch.Tensor:
-        scaled = scratch(torch.float32, len(chunk)).copy_(chunk).sub_(low).mul_(scale).clamp_(0, CODES - 1)
+        scaled = scratch.shifted(chunk, low).mul_(scale).clamp_(0, CODES - 1)
         return scratch(torch.int64, len(chunk)).copy_(scaled)  # rounds down
 
     return bins_of
@@ -53,14 +53,11 @@ def _range(flat: torch.Tensor, low: float, high: float) -> tuple[float, float]:
 def _deviation(flat: torch.Tensor, mean: float, unit: float) -> float:
     """The standard deviation; in between, elements are measured in units so that their squares are not lost."""
 
-    def squares(span: slice) -> float:
-        scratch, total = Scratch(), 0.0
-        for chunk in chunks_of(span):
-            centered = scratch(torch.float32, chunk.stop - chunk.start).copy_(flat[chunk]).sub_(mean).mul_(1 / unit)
-            total += float(torch.dot(centered, centered))
-        return total
-
-    return math.sqrt(sum(in_spans(len(flat), squares)) / len(flat)) * unit
+    scratch, squares = Scratch(), 0.0
+    for chunk in chunks(len(flat)):
+        centered = scratch.shifted(flat[chunk], mean).mul_(1 / unit)
+        squares += float(torch.dot(centered, centered))
+    return math.sqrt(squares / len(flat)) * unit
 
 
 def _squared_error(sample: torch.Tensor, down: float, up: float) -> float:
