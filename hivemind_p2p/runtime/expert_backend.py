@@ -179,9 +179,11 @@ class ExpertBackend:
 
     def info(self) -> dict[str, Any]:
         """What a client must know, for ``wire.msgpack``: the schemas, and the names of the keyword inputs."""
+        to_wire = BatchTensorDescriptor.to_wire
+        kwargs_schema = {key: nested_map(to_wire, each) for key, each in self.kwargs_schema.items()}  # unsorted
         return {
-            "forward_schema": nested_map(BatchTensorDescriptor.to_wire, self.forward_schema),
-            "outputs_schema": nested_map(BatchTensorDescriptor.to_wire, self.outputs_schema),
+            "forward_schema": (nested_map(to_wire, self.args_schema), kwargs_schema),
+            "outputs_schema": nested_map(to_wire, self.outputs_schema),
             "keyword_names": tuple(self.kwargs_schema),
         }
 

@@ -14,7 +14,6 @@ import torch
 Tensors = tuple[torch.Tensor, ...]
 
 
-@torch.no_grad()
 def gather(requests: Sequence[Tensors], *, pinned: bool = False) -> Tensors:
     """The tensors of several requests, one after another along the batch; those of a lone one as they are.
 
@@ -24,7 +23,8 @@ def gather(requests: Sequence[Tensors], *, pinned: bool = False) -> Tensors:
     """
     if len(requests) == 1:
         return tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in requests[0])
-    return tuple(_concatenate(column, pinned=pinned) for column in zip(*requests, strict=True))
+    with torch.no_grad():
+        return tuple(_concatenate(column, pinned=pinned) for column in zip(*requests, strict=True))
 
 
 def scatter(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:

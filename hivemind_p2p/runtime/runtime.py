@@ -67,7 +67,10 @@ class Runtime:
 
         Raises:
             ConfigError: the device cannot be used, or a pool is served by another Runtime.
+            NodeClosed: it ran before.
         """
+        if self._thread.ident is not None:
+            raise NodeClosed(f"{self!r} runs only once; make a new one")
         taken = [pool.name for pool in self.pools if pool.desk is not None]
         if taken:
             raise ConfigError(f"another Runtime serves {', '.join(taken)} already; shut it down first")
