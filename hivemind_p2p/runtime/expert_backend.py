@@ -111,8 +111,18 @@ class ExpertBackend:
         self.backward_pool = TaskPool(f"{name}_backward", self.backward, self._inputs_and_grads, self._inputs, **limits)
 
     def to(self, device: torch.device) -> None:
-        """Move the module, and what its optimizer remembers, to a device, and compute there from now on."""
+        """Move the module, and what its optimizer remembers, to a device, and compute there from now on.
+
+        Raises:
+            ConfigError: torch cannot move parameters there, only make new ones, of which the optimizer knows nothing.
+        """
+        before = set(self.module.parameters())
         self.module.to(device)
+        if self.optimizer is not None and not before.issuperset(self.module.parameters()):
+            raise ConfigError(
+                f"expert {self.name} has other parameters on {device} than its optimizer learns; move the module there "
+                "before you make its optimizer, and give the Runtime no device"
+            )
         self.device = device
         if self.optimizer is not None and self.optimizer.state:
             self.optimizer.load_state_dict(self.optimizer.state_dict())  # moves it to where the parameters are

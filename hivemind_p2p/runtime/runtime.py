@@ -149,7 +149,7 @@ class Runtime:
             answers = scatter(outputs, rows)
         except Abandoned:
             return []
-        except Exception as error:  # the boundary of one batch: whatever a module does, the Runtime lives on
+        except (Exception, SystemExit) as error:  # the boundary of one batch: whatever a module does, we live on
             pool.stats.failed_batches += 1
             logger.warning(
                 "a batch of %s failed (%d requests, %d rows)", pool.name, len(tasks), sum(rows), exc_info=True
@@ -213,7 +213,7 @@ def _refuse(tasks: list[Task]) -> None:
     answer([(task, outcome.Error(NodeClosed(closed))) for task in tasks])
 
 
-def _failure(pool: TaskPool, rows: int, error: Exception) -> ExpertFailed:
+def _failure(pool: TaskPool, rows: int, error: BaseException) -> ExpertFailed:
     """An error of its own for each caller: raising adds to an exception's traceback."""
     if type(error) is ExpertFailed:
         return ExpertFailed(*error.args)
