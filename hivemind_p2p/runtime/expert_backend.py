@@ -222,7 +222,7 @@ class ExpertBackend:
         with torch.inference_mode():
             outputs = self._call(inputs)
         # What the module did not make just now (its weights, a buffer) is not of this inference mode.
-        return tuple(own(output, inputs) if output.is_inference() else output.detach().clone() for output in outputs)
+        return own((each if each.is_inference() else each.detach().clone() for each in outputs), inputs)
 
     def _backward_piece(self, inputs_and_grads: Tensors) -> Tensors:
         inputs = tuple(
@@ -238,10 +238,10 @@ class ExpertBackend:
         asked = [tensor for tensor in inputs if tensor.requires_grad] if self.optimizer is None else None
         if differentiable and asked != []:
             torch.autograd.backward(differentiable, grads, inputs=asked)
-        return tuple(
-            torch.zeros_like(tensor, requires_grad=False) if tensor.grad is None else own(tensor.grad, inputs_and_grads)
-            for tensor in inputs
+        input_grads = (
+            torch.zeros_like(tensor, requires_grad=False) if tensor.grad is None else tensor.grad for tensor in inputs
         )
+        return own(input_grads, inputs_and_grads)
 
     def _call(self, inputs: Tensors) -> Tensors:
         args, kwargs = nested_pack(inputs, self.forward_schema)

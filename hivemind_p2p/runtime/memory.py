@@ -34,24 +34,29 @@ def scatter(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:
     return list(zip(*(tensor.split_with_sizes(list(sizes)) for tensor in tensors), strict=True))
 
 
-def own(tensor: torch.Tensor, others: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The tensor, in memory that is wholly its own, and free of ``inference_mode``.
+def own(tensors: Iterable[torch.Tensor], others: Tensors) -> Tensors:
+    """The tensors, each in memory that is wholly its own, and free of ``inference_mode``.
 
     Args:
-        tensor: what a module gave.
-        others: tensors whose memory it must not share.
+        tensors: what a module gave.
+        others: tensors whose memory they must not share.
     """
-    storage = tensor.untyped_storage()
-    address = storage.data_ptr()
-    if (
-        storage.nbytes() != tensor.numel() * tensor.element_size()
-        or not tensor.is_contiguous()
-        or any(other.untyped_storage().data_ptr() == address for other in others)
-    ):
-        return tensor.detach().clone(memory_format=torch.contiguous_format)
-    if tensor.is_inference():  # others may neither change such a tensor nor save it for a backward; the bytes are fine
-        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage, 0, tensor.shape, tensor.stride())
-    return tensor.detach()
+    taken = {other.untyped_storage().data_ptr() for other in others}
+    owned = []
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        whole = storage.nbytes() == tensor.numel() * tensor.element_size() and tensor.is_contiguous()
+        if not whole or storage.data_ptr() in taken:
+            mine = tensor.detach().clone(memory_format=torch.contiguous_format)
+        elif tensor.is_inference():  # others could neither change it nor save it for a backward; the bytes are fine
+            mine = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+                storage, 0, tensor.shape, tensor.stride()
+            )
+        else:
+            mine = tensor.detach()
+        taken.add(storage.data_ptr())
+        owned.append(mine)
+    return tuple(owned)
 
 
 def to_device(tensors: Tensors, device: torch.device | None) -> Tensors:

@@ -159,12 +159,12 @@ def test_a_step_that_is_not_finite_is_left_out(poison, sparse, caplog):
 
 
 def test_half_precision_gradients_whose_norm_a_half_cannot_hold_are_finite():
-    module = nn.Linear(2, 2, dtype=torch.bfloat16)
+    module = nn.Linear(2, 2, dtype=torch.float16)
     backend = ExpertBackend(
-        "half.0", module, args_schema=[BatchTensorDescriptor(2, dtype=torch.bfloat16)],
+        "half.0", module, args_schema=[BatchTensorDescriptor(2, dtype=torch.float16)],
         optimizer=torch.optim.SGD(module.parameters(), lr=1e-9),
     )  # fmt: skip
-    backend.backward(torch.full((1, 2), 3e4, dtype=torch.bfloat16), torch.full((1, 2), 2e4, dtype=torch.bfloat16))
+    backend.backward(torch.full((1, 2), 6e4, dtype=torch.float16), torch.ones(1, 2, dtype=torch.float16))
     assert backend.update_count == 1
 
 
@@ -195,6 +195,8 @@ def test_no_rows_no_work():
 def test_results_are_the_callers_own_memory():
     table = torch.arange(8.0).reshape(4, 2)
     gives = {
+        "a new tensor": lambda x: x + 1,
+        "a part of a new tensor": lambda x: torch.cat([x - 1, x + 1])[len(x) :],
         "its input": lambda x: x,
         "a view of its input": lambda x: x.view(-1, 2),
         "a part of what it keeps": lambda x: table[: len(x)],
@@ -204,12 +206,20 @@ def test_results_are_the_callers_own_memory():
     for what, function in gives.items():
         x = torch.ones(4, 2)
         (output,) = backend_of(Lambda(function)).forward(x)
+        assert torch.equal(output, function(x)), what
         assert output.is_contiguous(), what
         output.add_(1)  # would also fail on a tensor of inference_mode
         assert torch.equal(x, torch.ones(4, 2)), what
         assert torch.equal(table, torch.arange(8.0).reshape(4, 2)), what
         assert not output.requires_grad
         (output * torch.ones(2, requires_grad=True)).sum().backward()  # and so would this
+    one, other = backend_of(Lambda(lambda x: [(x := x + 1), x])).forward(torch.ones(4, 2))
+    one.add_(1)
+    assert torch.equal(other, torch.full((4, 2), 2.0))
+    with torch.inference_mode():
+        x = torch.ones(4, 2)
+    backend_of(nn.Identity()).forward(x)[0].add_(1)
+    assert torch.equal(x, torch.ones(4, 2))
     grad = torch.ones(4, 2)
     (input_grad,) = backend_of(Lambda(lambda x: x.clone())).backward(torch.ones(4, 2), grad)
     input_grad.add_(1)

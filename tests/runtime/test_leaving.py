@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import threading
+from collections import Counter
 
 import pytest
 import torch
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from hivemind_p2p.errors import ConfigError, NodeClosed
+from hivemind_p2p.errors import ConfigError, NodeClosed, Overloaded
 from hivemind_p2p.runtime import Runtime
 from tests.runtime.modules import Gate, backend_of, ffn_backend
 from tests.runtime.test_runtime import occupy, open_up
@@ -216,3 +218,38 @@ def test_a_trio_run_that_ended_does_not_disturb_the_others():
         trio.run(leave_early)
         open_up(gate)
         trio.run(stay)
+
+
+async def test_whoever_leaves_and_whenever_the_others_get_their_own_answers():
+    """Callers of several experts with too little room, of whom some give up at any moment."""
+    chance = random.Random(0)
+    experts = {f"ffn.{i}": ffn_backend(f"ffn.{i}", lr=0.0, max_batch_size=4, max_queue_rows=20) for i in range(3)}
+    ends: Counter[str] = Counter()
+
+    async def caller(patience: int) -> None:
+        expert = chance.choice(list(experts.values()))
+        x = torch.randn(chance.choice([0, 1, 2, 3, 11]), 8)
+        with trio.CancelScope() as scope:
+            nursery.start_soon(leave_after, patience, scope)
+            try:
+                (y,) = await expert.forward_pool.submit(x)
+            except Overloaded:
+                ends["refused"] += 1
+            else:
+                torch.testing.assert_close(y, expert.module(x))
+                ends["answered"] += 1
+        ends["left"] += scope.cancelled_caught
+
+    async def leave_after(patience: int, scope: trio.CancelScope) -> None:
+        for _ in range(patience):
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async with Runtime(experts), trio.open_nursery() as nursery:
+        for _ in range(600):
+            nursery.start_soon(caller, chance.choice([1, 3, 10, 30, 10_000]))
+            await trio.lowlevel.checkpoint()
+    assert sum(ends.values()) == 600
+    assert ends["answered"] > 0
+    for expert in experts.values():
+        assert len(expert.forward_pool.queue) == expert.forward_pool.queue.rows == 0

@@ -114,6 +114,16 @@ async def test_who_learns_together_makes_one_step():
         torch.testing.assert_close(served, ours)
 
 
+async def test_tensors_of_inference_mode_may_be_sent():
+    expert = ffn_backend()
+    with torch.inference_mode():
+        x = torch.ones(1, 8)
+    async with Runtime({"ffn.0": expert}):
+        await expert.forward_pool.submit(x)
+        await expert.backward_pool.submit(x, x)
+    assert expert.update_count == 1
+
+
 async def test_one_step_for_a_large_backward_and_one_for_each_batch():
     expert = ffn_backend(max_batch_size=4)
     async with Runtime({"ffn.0": expert}):
