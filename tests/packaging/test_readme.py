@@ -40,7 +40,7 @@ def serve(tmp_path) -> Iterator[Callable[..., list[str]]]:
             )
             too_late = threading.Timer(60, process.kill)
             too_late.start()
-            stack.callback(process.wait)
+            stack.enter_context(process)  # closes its pipe and waits
             stack.callback(process.terminate)
             stack.callback(too_late.cancel)
             lines = []
