@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from hivemind_p2p.cli import options
 from hivemind_p2p.cli.bootstrap import python_line
 from hivemind_p2p.cli.running import run_until_stopped, set_up_logging
 from hivemind_p2p.config import HostingSettings, Settings
+from hivemind_p2p.errors import ConfigError
 
 if TYPE_CHECKING:
     from multiaddr import Multiaddr
@@ -100,7 +102,18 @@ async def host_experts(settings: Settings, *, as_json: bool) -> None:
     """Create the experts, join the swarm, say so, and host until cancelled; then withdraw them."""
     import trio
 
-    from hivemind_p2p.server import Server
+    # Threads of OpenMP that wait for each other by spinning, which is its default, bring servers that share a machine's
+    # cores to a halt: a batch of milliseconds takes seconds. It is read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        from hivemind_p2p.server import Server
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "numpy"):
+            raise
+        raise ConfigError(
+            f"hosting experts needs {error.name}, which is not installed: install hivemind-p2p with its extra [torch] "
+            "(from a checkout: uv pip install '.[torch]'); in Docker, build the image without --build-arg EXTRAS="
+        ) from None
 
     hosting = settings.hosting
     server = await trio.to_thread.run_sync(

@@ -116,3 +116,16 @@ def test_nobody_there_and_a_port_in_use(capfd):
         taken.listen()
         assert run("--host-maddrs", address) == 1
         assert address in capfd.readouterr().err
+
+
+def test_without_torch_it_says_what_to_install():
+    program = """
+import sys
+sys.modules["torch"] = None
+from hivemind_p2p.cli import main
+main(["server", "--host-maddrs", "/ip4/127.0.0.1/tcp/0"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "needs torch, which is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
