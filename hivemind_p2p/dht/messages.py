@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from multiaddr import Multiaddr
@@ -193,15 +194,7 @@ def peer_addresses(addresses: Addresses) -> list[dht_pb2.PeerAddresses]:
 
 def maddrs_in(raw: Iterable[bytes], limit: int) -> list[Multiaddr]:
     """The addresses among what a peer sent as such, at most ``limit``."""
-    maddrs = []
-    for each in itertools.islice(raw, limit):
-        try:
-            maddr = Multiaddr(bytes(each))
-            str(maddr)  # parsing is lazy: what cannot be read as text cannot be read at all
-        except (MultiaddrError, ValueError, LookupError):
-            continue
-        maddrs.append(maddr)
-    return maddrs
+    return [maddr for maddr in map(_maddr, itertools.islice(raw, limit)) if maddr is not None]
 
 
 def pack_dictionary(dictionary: DictionaryValue, now: float) -> bytes:
@@ -276,6 +269,16 @@ def _id(raw: bytes) -> DHTID:
         return SHA1.from_bytes(raw)
     except ValueError as error:
         raise ProtocolViolation(str(error)) from None
+
+
+@lru_cache(4096)  # every answer names many addresses, mostly the same ones, and reading one is slow
+def _maddr(raw: bytes) -> Multiaddr | None:
+    try:
+        maddr = Multiaddr(raw)
+        str(maddr)  # parsing is lazy: what cannot be read as text cannot be read at all
+    except (MultiaddrError, ValueError, LookupError):
+        return None
+    return maddr
 
 
 def _peer_id(raw: bytes) -> PeerID | None:

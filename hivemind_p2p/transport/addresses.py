@@ -6,6 +6,7 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from multiaddr import Multiaddr
@@ -14,6 +15,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 from hivemind_p2p.wire.peer_id import PeerID
 
 _P2P: Final = 421  # multicodec of /p2p
+_CACHED: Final = 4096  # every answer of a DHT peer names many addresses, mostly the same ones, and reading one is slow
 _FAMILIES: Final = {
     "ip4": socket.AF_INET,
     "ip6": socket.AF_INET6,
@@ -40,6 +42,7 @@ class Endpoint:
             return None
 
 
+@lru_cache(_CACHED)
 def endpoint_of(maddr: Multiaddr) -> Endpoint | None:
     """The TCP endpoint of an address without ``/p2p``; None for addresses of another shape (ws, QUIC, circuits)."""
     try:
@@ -51,6 +54,7 @@ def endpoint_of(maddr: Multiaddr) -> Endpoint | None:
     return Endpoint(str(parts[0][1]), int(parts[1][1]), _FAMILIES[parts[0][0]])
 
 
+@lru_cache(_CACHED)
 def split_peer(maddr: Multiaddr) -> tuple[Multiaddr, PeerID | None]:
     """Take the last ``/p2p/<id>`` off an address.
 
@@ -64,6 +68,7 @@ def split_peer(maddr: Multiaddr) -> tuple[Multiaddr, PeerID | None]:
     return maddr.decapsulate_code(_P2P), peer_id
 
 
+@lru_cache(_CACHED)
 def with_peer(maddr: Multiaddr, peer_id: PeerID) -> Multiaddr:
     """The address with ``/p2p/<id>`` at its end, instead of another one where there is one."""
     protocols = list(maddr.protocols())
@@ -79,6 +84,7 @@ def maddr_of(host: str, port: int) -> Multiaddr:
     return Multiaddr(f"/ip{address.version}/{address}/tcp/{port}")
 
 
+@lru_cache(_CACHED)
 def why_undialable(maddr: Multiaddr) -> str | None:
     """Why an address makes no sense to dial, in words; None when it does."""
     endpoint = endpoint_of(maddr)

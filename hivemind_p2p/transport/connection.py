@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import trio
@@ -12,8 +13,9 @@ from multiaddr import Multiaddr
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, StreamError, StreamReset
 from hivemind_p2p.transport import negotiate
-from hivemind_p2p.transport.api import Connection, Stream, StreamHandler
+from hivemind_p2p.transport.api import Stream, StreamHandler
 from hivemind_p2p.transport.muxer import Muxer
+from hivemind_p2p.transport.registry import KeptConnection
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ _HANDLERS_PER_STREAM: Final = 2
 """The muxer bounds open streams; a handler may outlive its stream for a while, but not without bound."""
 
 
-class MuxedConnection(Connection):
+class MuxedConnection(KeptConnection):
     """One connection of a ``Host``, which calls :meth:`serve` in a task of its nursery.
 
     Args:
@@ -44,7 +46,6 @@ class MuxedConnection(Connection):
         self.outbound = outbound
         self.opened_at = opened_at
         self.used_at = opened_at
-        """The clock when a stream was last opened, by either side."""
         self._muxer = muxer
         self._settings = settings
         self._serving = 0
@@ -55,7 +56,6 @@ class MuxedConnection(Connection):
 
     @property
     def idle(self) -> bool:
-        """Whether no stream is open on it."""
         return self._muxer.stream_count == 0 and not self._serving
 
     async def open_stream(self, protocol: str) -> Stream:
@@ -105,22 +105,11 @@ class MuxedConnection(Connection):
 
     async def _serve_stream(self, stream: Stream, handlers: Mapping[str, StreamHandler]) -> None:
         try:
-            await self._handle(stream, handlers)
-        except StreamError as error:
-            logger.debug("stream %r ended early: %s", stream, error)
-            await stream.reset()
-        except Exception:  # the boundary of one request: a handler's bug costs its stream, not the node
-            logger.exception("the handler of %r failed; the stream was reset", stream)
-            await stream.reset()
-        except BaseException:
-            await stream.reset()
-            raise
-        else:
-            await stream.aclose()
+            await run_handler(partial(self._handle, handlers), stream)
         finally:
             self._serving -= 1
 
-    async def _handle(self, stream: Stream, handlers: Mapping[str, StreamHandler]) -> None:
+    async def _handle(self, handlers: Mapping[str, StreamHandler], stream: Stream) -> None:
         try:
             with trio.fail_after(self._settings.negotiate_timeout):
                 stream.protocol = await negotiate.answer(stream, handlers)
@@ -134,3 +123,20 @@ class MuxedConnection(Connection):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._muxer.stream_count} streams"
         return f"<Connection {'to' if self.outbound else 'from'} {self.peer_id!r} at {self.remote_maddr}, {state}>"
+
+
+async def run_handler(handler: StreamHandler, stream: Stream) -> None:
+    """Let a handler serve a stream, and end the stream for it: closed when it returns, reset when it raises."""
+    try:
+        await handler(stream)
+    except StreamError as error:
+        logger.debug("stream %r ended early: %s", stream, error)
+        await stream.reset()
+    except Exception:  # the boundary of one request: a handler's bug costs its stream, not the node
+        logger.exception("the handler of %r failed; the stream was reset", stream)
+        await stream.reset()
+    except BaseException:
+        await stream.reset()
+        raise
+    else:
+        await stream.aclose()

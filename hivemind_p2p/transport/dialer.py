@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import trio
 from multiaddr import Multiaddr
@@ -19,14 +20,15 @@ from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import DialError, HivemindError, TransportError
 from hivemind_p2p.transport.address_book import AddressBook
 from hivemind_p2p.transport.addresses import why_undialable
-from hivemind_p2p.transport.api import PeerResolver
-from hivemind_p2p.transport.connection import MuxedConnection
+from hivemind_p2p.transport.api import Connection, PeerResolver
 from hivemind_p2p.transport.race import Lost, Race, Start, Wait
-from hivemind_p2p.transport.upgrade import WrongPeer
 from hivemind_p2p.wire.peer_id import PeerID
 
-Attempt = Callable[[PeerID, Multiaddr], Awaitable[MuxedConnection]]
-Register = Callable[[MuxedConnection], None]
+C = TypeVar("C", bound=Connection)
+
+
+class WrongPeer(TransportError):
+    """Somebody else lives at the address. Ends as one reason in a ``DialError``."""
 
 
 class _Resolving:
@@ -44,7 +46,7 @@ def _inside_resolver() -> bool:
 
 
 @dataclass
-class _Dial:
+class _Dial(Generic[C]):
     """One dial under way."""
 
     race: Race
@@ -54,9 +56,9 @@ class _Dial:
     changed: trio.Event = field(default_factory=trio.Event)
     waiting: int = 0
     attempts: list[tuple[str, str]] = field(default_factory=list)
-    connection: MuxedConnection | None = None
+    connection: C | None = None
 
-    def settle(self, connection: MuxedConnection | None) -> None:
+    def settle(self, connection: C | None) -> None:
         if self.connection is None:
             self.connection = connection
         self.known_tried.set()
@@ -66,7 +68,7 @@ class _Dial:
         self.changed.set()
 
 
-class Dialer:
+class Dialer(Generic[C]):
     """Dials for one host.
 
     Args:
@@ -80,8 +82,8 @@ class Dialer:
         nursery: trio.Nursery,
         book: AddressBook,
         settings: TransportSettings,
-        attempt: Attempt,
-        register: Register,
+        attempt: Callable[[PeerID, Multiaddr], Awaitable[C]],
+        register: Callable[[C], None],
     ) -> None:
         self.resolver: PeerResolver | None = None
         self._nursery = nursery
@@ -89,9 +91,9 @@ class Dialer:
         self._settings = settings
         self._attempt = attempt
         self._register = register
-        self._dials: dict[PeerID, _Dial] = {}
+        self._dials: dict[PeerID, _Dial[C]] = {}
 
-    async def dial(self, peer_id: PeerID, maddrs: Sequence[Multiaddr] = ()) -> MuxedConnection:
+    async def dial(self, peer_id: PeerID, maddrs: Sequence[Multiaddr] = ()) -> C:
         """Connect to a peer.
 
         Args:
@@ -122,14 +124,14 @@ class Dialer:
             raise self._failure(peer_id, dial)
         return dial.connection
 
-    def connected(self, connection: MuxedConnection) -> None:
+    def connected(self, connection: C) -> None:
         """The peer reached us meanwhile: whoever waits for it may go on. The dial itself runs to its end, since the
         peer may do the same, and both giving up would leave neither connection."""
         dial = self._dials.get(connection.peer_id)
         if dial is not None:
             dial.settle(connection)
 
-    async def _run(self, peer_id: PeerID, dial: _Dial) -> None:
+    async def _run(self, peer_id: PeerID, dial: _Dial[C]) -> None:
         try:
             with dial.scope:
                 if not await self._race(peer_id, dial) and await self._resolve(peer_id, dial):
@@ -139,7 +141,7 @@ class Dialer:
                 del self._dials[peer_id]
             dial.settle(None)
 
-    async def _race(self, peer_id: PeerID, dial: _Dial) -> bool:
+    async def _race(self, peer_id: PeerID, dial: _Dial[C]) -> bool:
         """Run the race to its end; whether there is a connection."""
         won = trio.Event()
         async with trio.open_nursery() as nursery:
@@ -156,7 +158,7 @@ class Dialer:
             nursery.cancel_scope.cancel()
         return won.is_set()
 
-    async def _try(self, peer_id: PeerID, maddr: Multiaddr, dial: _Dial, won: trio.Event) -> None:
+    async def _try(self, peer_id: PeerID, maddr: Multiaddr, dial: _Dial[C], won: trio.Event) -> None:
         number = len(dial.attempts)
         dial.attempts.append((str(maddr), "given up, since another address answered"))
         reason = ""
@@ -183,7 +185,7 @@ class Dialer:
             dial.race.failed(maddr)
         dial.poke()
 
-    async def _resolve(self, peer_id: PeerID, dial: _Dial) -> bool:
+    async def _resolve(self, peer_id: PeerID, dial: _Dial[C]) -> bool:
         """Ask the swarm for more addresses; whether there are any."""
         dial.known_tried.set()
         if self.resolver is None or dial.settled.is_set():
@@ -205,7 +207,7 @@ class Dialer:
         dial.race.add(fresh)
         return bool(fresh)
 
-    def _failure(self, peer_id: PeerID, dial: _Dial) -> DialError:
+    def _failure(self, peer_id: PeerID, dial: _Dial[C]) -> DialError:
         resting = self._book.resting(peer_id, trio.current_time())
         tried = {address for address, _ in dial.attempts}
         attempts = dial.attempts + [

@@ -85,7 +85,7 @@ class Host:
             backoff=self.settings.dial_backoff,
             backoff_max=self.settings.dial_backoff_max,
         )
-        self._connections = ConnectionRegistry(identity.peer_id)
+        self._connections: ConnectionRegistry[MuxedConnection] = ConnectionRegistry(identity.peer_id)
         self._handlers: dict[str, StreamHandler] = {
             identify.IDENTIFY: self._answer_identify,
             identify.PUSH: self._take_identify,
@@ -95,7 +95,7 @@ class Host:
         self._handshakes = 0
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
-        self._dialer: Dialer | None = None
+        self._dialer: Dialer[MuxedConnection] | None = None
         self._upgrader: Upgrader | None = None
 
     async def __aenter__(self) -> Self:
@@ -225,7 +225,7 @@ class Host:
             return f"<Host {self.peer_id!r}, not running>"
         return f"<Host {self.peer_id!r}, {len(self._connections)} connections, {len(self._listeners)} listeners>"
 
-    def _running(self) -> tuple[trio.Nursery, Dialer]:
+    def _running(self) -> tuple[trio.Nursery, Dialer[MuxedConnection]]:
         if self._nursery is None or self._dialer is None:
             raise NodeClosed("this host is not running: use it inside `async with Host(...) as host`")
         return self._nursery, self._dialer

@@ -9,17 +9,35 @@ while, by the side that dialled it.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-from hivemind_p2p.transport.connection import MuxedConnection
+from hivemind_p2p.transport.api import Connection
 from hivemind_p2p.wire.peer_id import PeerID
 
 SAME_MOMENT: Final = 10.0
 """Seconds within which two connections count as cross dials."""
 
 
-class ConnectionRegistry:
+class KeptConnection(Connection):
+    """A connection as the registry needs it. Times are those of ``trio.current_time``."""
+
+    opened_at: float
+    """When the handshake was done."""
+    used_at: float
+    """When a stream was last opened, by either side."""
+
+    @property
+    @abc.abstractmethod
+    def idle(self) -> bool:
+        """Whether no stream is open on it."""
+
+
+C = TypeVar("C", bound=KeptConnection)
+
+
+class ConnectionRegistry(Generic[C]):
     """Connections by peer, the one to use first.
 
     Args:
@@ -28,10 +46,10 @@ class ConnectionRegistry:
 
     def __init__(self, peer_id: PeerID) -> None:
         self._peer_id = peer_id
-        self._by_peer: dict[PeerID, list[MuxedConnection]] = {}
+        self._by_peer: dict[PeerID, list[C]] = {}
         self._count = 0
 
-    def add(self, connection: MuxedConnection) -> list[MuxedConnection]:
+    def add(self, connection: C) -> list[C]:
         """Take a connection in; the connections that we should retire for it."""
         connections = self._by_peer.setdefault(connection.peer_id, [])
         self._count += 1
@@ -46,7 +64,7 @@ class ConnectionRegistry:
         best = connections[0]
         return [each for each in connections[1:] if each.outbound or best.outbound == each.outbound]
 
-    def remove(self, connection: MuxedConnection) -> None:
+    def remove(self, connection: C) -> None:
         """A connection has ended."""
         connections = self._by_peer.get(connection.peer_id, [])
         if connection in connections:
@@ -55,20 +73,20 @@ class ConnectionRegistry:
         if not connections:
             self._by_peer.pop(connection.peer_id, None)
 
-    def best(self, peer_id: PeerID) -> MuxedConnection | None:
+    def best(self, peer_id: PeerID) -> C | None:
         """The connection to use for a peer; None when there is none."""
         return next((each for each in self._by_peer.get(peer_id, ()) if not each.closed), None)
 
-    def of(self, peer_id: PeerID | None) -> Sequence[MuxedConnection]:
+    def of(self, peer_id: PeerID | None) -> Sequence[C]:
         """Open connections to one peer, or to all."""
         found = self if peer_id is None else self._by_peer.get(peer_id, ())
         return [each for each in found if not each.closed]
 
-    def idlest(self) -> MuxedConnection | None:
+    def idlest(self) -> C | None:
         """The connection that has been without a stream for longest; None when all are in use."""
         return min((each for each in self if each.idle), key=lambda each: each.used_at, default=None)
 
-    def __iter__(self) -> Iterator[MuxedConnection]:
+    def __iter__(self) -> Iterator[C]:
         return (each for connections in self._by_peer.values() for each in connections)
 
     def __len__(self) -> int:
@@ -77,7 +95,7 @@ class ConnectionRegistry:
     def __repr__(self) -> str:
         return f"<ConnectionRegistry: {self._count} connections to {len(self._by_peer)} peers>"
 
-    def _better(self, one: MuxedConnection, other: MuxedConnection) -> MuxedConnection:
+    def _better(self, one: C, other: C) -> C:
         newer, older = (one, other) if one.opened_at >= other.opened_at else (other, one)
         if older.closed or one.outbound == other.outbound or newer.opened_at - older.opened_at > SAME_MOMENT:
             return newer

@@ -17,6 +17,7 @@ from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import TransportError
 from hivemind_p2p.transport import negotiate
+from hivemind_p2p.transport.dialer import WrongPeer
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.muxer import Muxer
 from hivemind_p2p.transport.noise.handshake import PROTOCOL_ID as NOISE
@@ -25,13 +26,7 @@ from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
 from hivemind_p2p.wire.peer_id import PeerID
 
-__all__ = ["Upgrader", "WrongPeer"]
-
 YAMUX: Final = "/yamux/1.0.0"
-
-
-class WrongPeer(TransportError):
-    """Somebody else lives at the address. Ends as one reason in a ``DialError``."""
 
 
 class Upgrader:

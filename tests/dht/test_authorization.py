@@ -133,7 +133,7 @@ async def test_an_authority_that_fails_is_reported(autojump_clock, swarm: Swarm,
 @pytest.mark.parametrize(("method", "kind"), [(PING, dht_pb2.PingRequest), (FIND, dht_pb2.FindRequest)])
 async def test_garbage_in_the_authorization_is_refused(autojump_clock, swarm: Swarm, method, kind):
     node = await swarm.node(authorizer=Authorizer())
-    rpc = swarm.rpc()
+    rpc = await swarm.rpc()
     await rpc.network.connect(address(node))
     request = kind()
     request.auth.client_access_token.public_key = b"ssh-rsa garbage"

@@ -12,17 +12,17 @@ from hivemind_p2p.dht.keys import key_id
 from hivemind_p2p.dht.protocol import FIND, PING, STORE
 from hivemind_p2p.errors import RemoteError
 from hivemind_p2p.kademlia import SHA1
+from hivemind_p2p.rpc import RPC
 from hivemind_p2p.wire import dht_pb2, msgpack
-from tests.dht.memory import MemoryRPC
 from tests.dht.swarm import Swarm, address, now
 
 KEY = SHA1.to_bytes(key_id("key"))
 NODE_ID = SHA1.to_bytes(12345)
 
 
-async def stranger(swarm: Swarm, node: DHTNode) -> MemoryRPC:
+async def stranger(swarm: Swarm, node: DHTNode) -> RPC:
     """A peer that is no node, connected to ``node``."""
-    rpc = swarm.rpc()
+    rpc = await swarm.rpc()
     await rpc.network.connect(address(node))
     return rpc
 

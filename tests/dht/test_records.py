@@ -80,7 +80,7 @@ async def test_a_full_node_says_so_and_others_take_the_record(autojump_clock, sw
 
 async def test_the_reason_travels_and_hivemind_does_without(autojump_clock, swarm: Swarm):
     node = await swarm.node()
-    rpc = swarm.rpc()
+    rpc = await swarm.rpc()
     await rpc.network.connect(address(node))
 
     async def store(times: list[float]) -> dht_pb2.StoreResponse:

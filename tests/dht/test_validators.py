@@ -197,7 +197,7 @@ async def test_a_signed_value_is_shown_without_its_signature(autojump_clock, swa
 
 async def test_a_node_lends_its_identity_to_a_validator_that_has_none(autojump_clock, swarm: Swarm):
     identity = Identity.generate()
-    rpc = swarm.rpc()
+    rpc = await swarm.rpc()
     rpc.network.peer_id = identity.peer_id
     validator = Ed25519SignatureValidator()
     assert "None" in repr(validator)

@@ -176,7 +176,7 @@ async def test_lists_that_do_not_fit_together_are_refused(autojump_clock, swarm:
 
 async def test_a_closed_node_says_so(autojump_clock, swarm: Swarm):
     node = await swarm.node()
-    async with DHTNode(swarm.rpc(), clock=now) as other:
+    async with DHTNode(await swarm.rpc(), clock=now) as other:
         await other.bootstrap([address(node)])
         assert repr(other).endswith("serving: 1 contacts, 0 records, 0 cached>")
     assert "closed" in repr(other)
@@ -193,7 +193,7 @@ async def test_a_get_ends_when_its_node_is_closed(autojump_clock, swarm: Swarm):
         with pytest.raises(NodeClosed, match="closed while"):
             await other.get("missing")
 
-    async with trio.open_nursery() as nursery, DHTNode(swarm.rpc(), clock=now) as other:
+    async with trio.open_nursery() as nursery, DHTNode(await swarm.rpc(), clock=now) as other:
         await other.bootstrap([address(node)])
         swarm.kill(node)
         nursery.start_soon(read, other)
@@ -202,5 +202,5 @@ async def test_a_get_ends_when_its_node_is_closed(autojump_clock, swarm: Swarm):
 
 async def test_what_a_caller_raises_comes_out_as_it_is(autojump_clock, swarm: Swarm):
     with pytest.raises(KeyError, match="mine"):
-        async with DHTNode(swarm.rpc(), clock=now):
+        async with DHTNode(await swarm.rpc(), clock=now):
             raise KeyError("mine")

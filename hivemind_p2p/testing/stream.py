@@ -1,0 +1,222 @@
+"""Streams in memory: what one end writes, the other reads a little later.
+
+A stream is two ends, each with a queue of what is on its way to it: ``(when it arrives, piece)``. A piece is bytes, or
+one of the marks below. A reset overtakes nothing either, but once it has arrived it fails the writer at once, and the
+reader when it has read what came before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from hivemind_p2p.errors import ProtocolNotSupported, StreamReset
+from hivemind_p2p.transport.api import Stream
+
+if TYPE_CHECKING:
+    from hivemind_p2p.testing.connection import MemoryConnection
+
+WINDOW: Final = 2**18
+"""Bytes that may be on their way or unread before a writer has to wait: Yamux's window, when it has not grown."""
+
+
+class Mark(Enum):
+    """What arrives besides bytes."""
+
+    ACCEPTED = auto()
+    REFUSED = auto()
+    END = auto()
+
+
+class MemoryStream(Stream):
+    """One end of a stream; :meth:`pair` makes both."""
+
+    other: MemoryStream
+
+    def __init__(self, connection: MemoryConnection, protocol: str) -> None:
+        self.peer_id = connection.peer_id
+        self.protocol = protocol
+        self._connection = connection
+        self._incoming: deque[tuple[float, bytes | Mark]] = deque()
+        self._unread = 0
+        self._last_arrival = 0.0
+        self._reset_at: float | None = None
+        self._ended = self._closed = False
+        self._reading = self._writing = False
+        self._changed = trio.Event()
+
+    @classmethod
+    def pair(cls, connection: MemoryConnection, protocol: str) -> tuple[MemoryStream, MemoryStream]:
+        """The two ends of a stream on ``connection``: ours and the peer's."""
+        ours, theirs = cls(connection, protocol), cls(connection.other, protocol)
+        ours.other, theirs.other = theirs, ours
+        connection.streams.add(ours)
+        connection.other.streams.add(theirs)
+        return ours, theirs
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._begin_writing()
+        try:
+            await trio.lowlevel.checkpoint()
+            rest = memoryview(data).cast("B")
+            while rest:
+                size = min(len(rest), await self._window())
+                self._send(bytes(rest[:size]))
+                rest = rest[size:]
+        finally:
+            self._writing = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        self._begin_writing()
+        try:
+            await trio.lowlevel.checkpoint()
+            await self._window()
+        finally:
+            self._writing = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+        if self._reading:
+            raise trio.BusyResourceError(f"another task is reading from the stream to {self.peer_id}")
+        self._reading = True
+        try:
+            await trio.lowlevel.checkpoint()
+            piece = await self._next()
+            if isinstance(piece, Mark):
+                return b""
+            if max_bytes is None or len(piece) <= max_bytes:
+                self._incoming.popleft()
+            else:
+                self._incoming[0] = (self._incoming[0][0], piece[max_bytes:])
+                piece = piece[:max_bytes]
+            self._unread -= len(piece)
+            self.other.poke()
+            return piece
+        finally:
+            self._reading = False
+
+    async def send_eof(self) -> None:
+        self._begin_writing(may_have_ended=True)
+        self._writing = False
+        self._check_writable()
+        self._end()
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._end()  # having seen our end, the peer can read all that we wrote
+            self.throw_away()
+        await trio.lowlevel.checkpoint()
+
+    async def reset(self) -> None:
+        self.throw_away()
+
+    def throw_away(self) -> None:
+        """:meth:`reset`, which has nothing to wait for."""
+        if not self._closed:
+            self._closed = True
+            self.other._reset_at = self._arrival()
+            self._incoming.clear()
+            self._connection.streams.discard(self)
+            self.poke()
+            self.other.poke()
+
+    # The connection calls these.
+
+    async def agree(self) -> None:
+        """Wait for the peer's word on the protocol.
+
+        Raises:
+            ProtocolNotSupported, StreamReset, ConnectionLost
+        """
+        answer = await self._next()
+        self._incoming.popleft()
+        if answer is Mark.REFUSED:
+            self.throw_away()
+            raise ProtocolNotSupported(
+                f"the peer does not speak {self.protocol!r}; check its version and what it serves"
+            )
+
+    def answer(self, mark: Mark) -> None:
+        """Say the word that the peer waits for."""
+        self._send(mark)
+
+    def poke(self) -> None:
+        """Something changed that our reader or our writer may wait for."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<MemoryStream {self.protocol} to {self.peer_id!r}, {'closed' if self._closed else 'open'}>"
+
+    def _send(self, piece: bytes | Mark) -> None:
+        self.other._incoming.append((self._arrival(), piece))
+        if isinstance(piece, bytes):
+            self.other._unread += len(piece)
+        self.other.poke()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._send(Mark.END)
+
+    def _arrival(self) -> float:
+        """When what we say now arrives: never before what we said last."""
+        other = self.other
+        other._last_arrival = max(other._last_arrival, trio.current_time() + self._connection.world.travel_time())
+        return other._last_arrival
+
+    async def _next(self) -> bytes | Mark:
+        """The piece that is to be read next, once it is there."""
+        while True:
+            if self._closed:
+                raise self._closed_here()
+            if self._incoming and self._is_here(self._incoming[0][0]):
+                return self._incoming[0][1]
+            self._check_alive()
+            await self._change(self._incoming[0][0] if self._incoming else self._reset_at)
+
+    async def _window(self) -> int:
+        """How many bytes may be sent; waits until there are some."""
+        while True:
+            self._check_writable()
+            if self.other._unread < WINDOW:
+                return WINDOW - self.other._unread
+            await self._change(self._reset_at)
+
+    async def _change(self, arrival: float | None) -> None:
+        """Wait for something to happen, or for what arrives then."""
+        changed = self._changed
+        if arrival is None or arrival <= trio.current_time():  # here already, but for a broken connection
+            await changed.wait()
+        else:
+            with trio.CancelScope(deadline=arrival):
+                await changed.wait()
+
+    def _is_here(self, arrival: float) -> bool:
+        return arrival <= trio.current_time() and self._connection.works
+
+    def _check_alive(self) -> None:
+        if self._connection.closed:
+            raise self._connection.lost()
+        if self._reset_at is not None and self._is_here(self._reset_at):
+            raise StreamReset(f"{self.peer_id} threw the stream {self.protocol!r} away")
+
+    def _check_writable(self) -> None:
+        if self._closed:
+            raise self._closed_here()
+        self._check_alive()
+
+    def _begin_writing(self, *, may_have_ended: bool = False) -> None:
+        if self._writing:
+            raise trio.BusyResourceError(f"another task is writing to the stream to {self.peer_id}")
+        if self._closed or (self._ended and not may_have_ended):
+            raise self._closed_here()
+        self._writing = True
+
+    def _closed_here(self) -> trio.ClosedResourceError:
+        return trio.ClosedResourceError(f"this stream to {self.peer_id} was closed here")
