@@ -130,9 +130,10 @@ class MemoryNetwork:
             self._dialer.resolver = resolver
 
     def world_changed(self) -> None:
-        """Who reaches whom is not what it was; the world tells."""
+        """Who reaches us, or whom we reach, is not what it was; the world tells."""
         for connection in list(self._connections):
             connection.world_changed()
+            connection.other.world_changed()
 
     def __repr__(self) -> str:
         state = f"{len(self._connections)} connections" if self._nursery is not None else "not running"

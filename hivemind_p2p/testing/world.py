@@ -66,7 +66,7 @@ class World:
     def kill(self, network: MemoryNetwork) -> None:
         """Pull the plug: nothing that it says gets out any more and nothing reaches it, without anybody being told."""
         self._dead.add(network.peer_id)
-        self._changed()
+        network.world_changed()
 
     def partition(self, *parts: Iterable[MemoryNetwork]) -> None:
         """From now on nobody reaches anybody of another part. Those who are in no part are in one together.

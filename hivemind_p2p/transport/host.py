@@ -21,10 +21,11 @@ Importing this module imports libp2p (a second, 70 MB): import it when a node st
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import trio
 from libp2p.abc import IListener, ITransport
@@ -47,8 +48,17 @@ from hivemind_p2p.transport.upgrade import Upgrader
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
+_INTERFACES_LAST: Final = 5.0
 _RETIRE_AFTER: Final = 5.0
 _PING_IDLE: Final = 120.0
+
+
+class _Visible(NamedTuple):
+    """Where we are visible while we listen on ``bound``, and until when that is believed."""
+
+    bound: tuple[Multiaddr, ...]
+    maddrs: tuple[Multiaddr, ...]
+    until: float
 
 
 class Host:
@@ -92,6 +102,7 @@ class Host:
             identify.PING: identify.ping_handler(_PING_IDLE),
         }
         self._listeners: list[IListener] = []
+        self._visible = _Visible((), (), 0.0)
         self._handshakes = 0
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
@@ -146,11 +157,15 @@ class Host:
         What was given to announce; otherwise what we listen on, with 0.0.0.0 and :: replaced by the addresses of the
         machine's interfaces (loopback only where that is all there is).
         """
-        maddrs: Iterable[Multiaddr] = self._announce_maddrs
-        if not maddrs:
-            bound = [maddr for listener in self._listeners for maddr in listener.get_addrs()]
+        if self._announce_maddrs:
+            return [with_peer(maddr, self.peer_id) for maddr in self._announce_maddrs]
+        bound = tuple(maddr for listener in self._listeners for maddr in listener.get_addrs())
+        # Every call of the DHT tells where we are, and asking the system takes it half a millisecond.
+        if bound != self._visible.bound or time.monotonic() > self._visible.until:
             maddrs = expand(bound, interface_ips()) if bound else ()
-        return [with_peer(maddr, self.peer_id) for maddr in maddrs]
+            visible = tuple(with_peer(maddr, self.peer_id) for maddr in maddrs)
+            self._visible = _Visible(bound, visible, time.monotonic() + _INTERFACES_LAST)
+        return list(self._visible.maddrs)
 
     async def connect(self, maddr: Multiaddr) -> PeerID:
         """Connect to the peer at ``maddr`` (which ends in ``/p2p/<id>``) unless we are connected; return its id.
