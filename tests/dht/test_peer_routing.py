@@ -24,7 +24,7 @@ from hivemind_p2p.wire.kad_pb2 import Message
 from hivemind_p2p.wire.peer_id import PeerID
 from tests.dht.swarm import now
 
-SETTINGS = DHTSettings(bucket_size=3, num_replicas=1, alpha=2)
+SETTINGS = DHTSettings(bucket_size=6, num_replicas=1, alpha=2)  # a lookup hears the whole of the longest chain
 
 
 @asynccontextmanager
