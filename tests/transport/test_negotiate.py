@@ -11,7 +11,9 @@ from hivemind_p2p.errors import HivemindError, ProtocolNotSupported, StreamEnded
 from hivemind_p2p.transport import negotiate
 from hivemind_p2p.transport.negotiate import GREETING, line
 
-names = st.text(st.characters(exclude_characters="\n", codec="utf-8"), min_size=1, max_size=200)
+names = st.text(st.characters(exclude_characters="\n", codec="utf-8"), min_size=1, max_size=200).filter(
+    lambda name: name not in ("na", "ls")  # multistream's own words
+)
 
 
 class Script:
