@@ -117,7 +117,7 @@ class RemoteExpert(nn.Module):
     async def _locate(self) -> None:
         """After a failure: the expert may have moved."""
         if self._doubted:
-            [found] = await find_experts(self._dht.node.dht, [self.uid], float("inf"))
+            [found] = await find_experts(self._dht.node.dht, [self.uid], latest=True)
             self._info = found or self._info
             self._doubted = False
 

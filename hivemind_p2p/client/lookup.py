@@ -17,19 +17,20 @@ MAX_LISTINGS: Final = 65_536
 
 
 async def find_experts(
-    dht: DHTNode, uids: Sequence[str], expiration_time: float | None = None
+    dht: DHTNode, uids: Sequence[str], expiration_time: float | None = None, *, latest: bool = False
 ) -> list[ExpertInfo | None]:
     """Who serves these experts, in one look-up; None for uids that nobody serves.
 
     Args:
-        expiration_time: a declaration will do if it expires no earlier; infinity asks for the latest of all. Default:
-            any that has not expired.
+        expiration_time: Unix time; declarations that expire earlier do not count. Default: now.
+        latest: ask all the nodes near each uid, and take the declaration that expires last.
     """
-    found = await dht.get_many(list(dict.fromkeys(uids)), expiration_time)
+    found = await dht.get_many(list(dict.fromkeys(uids)), float("inf") if latest else expiration_time)
     experts: list[ExpertInfo | None] = []
     for uid in uids:
-        record = found[uid]
-        peer_id = None if record is None else peer_id_from(record.value)
+        record, peer_id = found[uid], None
+        if record is not None and (expiration_time is None or record.expiration_time >= expiration_time):
+            peer_id = peer_id_from(record.value)
         experts.append(None if peer_id is None else ExpertInfo(uid, peer_id))
     return experts
 

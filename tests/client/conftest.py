@@ -9,6 +9,7 @@ import torch
 from hivemind_p2p import DHT
 from hivemind_p2p.runtime import ExpertBackend
 from tests.client.peers import ExpertPeer
+from tests.dht.conftest import swarm as swarm
 
 
 @pytest.fixture(autouse=True)
