@@ -19,16 +19,12 @@ EXPERTS_PER_SERVER = 8
 
 
 @contextmanager
-def running(verb: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """One ``hivemind-p2p`` process, ready; asked to stop at the end, and killed if it will not."""
+def running(verb: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """One ``hivemind-p2p`` process; asked to stop at the end, and killed if it will not."""
     command = [sys.executable, "-m", "hivemind_p2p", verb, "--json", *LISTEN, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        assert process.stdout is not None
-        ready = process.stdout.readline()
-        if not ready:
-            raise SystemExit(f"`hivemind-p2p {verb}` ended with {process.wait()} before it was ready; see above why")
-        yield process, json.loads(ready)
+        yield process
     finally:
         process.terminate()
         try:
@@ -36,6 +32,16 @@ def running(verb: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], d
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def ready(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait until it is up; what it says of itself then."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"a process of the swarm ended with {process.wait()} before it was ready; see above why")
+    said: dict[str, Any] = json.loads(line)
+    return said
 
 
 def demo(*, epochs: int, kill_one: bool) -> dict[str, Any]:
@@ -46,18 +52,15 @@ def demo(*, epochs: int, kill_one: bool) -> dict[str, Any]:
     console = Console(stderr=True)
     with ExitStack() as stack:
         started = time.perf_counter()
-        _, bootstrap = stack.enter_context(running("bootstrap"))
-        peers = bootstrap["addresses"]
-        console.print(f"bootstrap peer  {peers[0]}")
+        peers = ready(stack.enter_context(running("bootstrap")))["addresses"]
+        console.print(f"bootstrap peer  {peers[0]}", soft_wrap=True)
         servers = []
         for number in range(2):
             uids = [f"digits.{i}.{j}" for i in range(4) for j in range(2 * number, 2 * number + 2)]
             hosting = ["--hidden-dim", "64", "--expert-cls", "ffn", "--lr", "2e-3", "--expert-uids", *uids]
-            process, ready = stack.enter_context(running("server", "--initial-peers", *peers, *hosting))
-            servers.append(process)
-            console.print(f"server {number + 1}        {len(ready['experts'])} experts, peer {ready['peer_id']}")
+            servers.append(stack.enter_context(running("server", "--initial-peers", *peers, *hosting)))
 
-        import torch
+        import torch  # while they start
         from train_digits import Classifier, Digits, train
 
         from hivemind_p2p import DHT
@@ -65,6 +68,11 @@ def demo(*, epochs: int, kill_one: bool) -> dict[str, Any]:
         torch.manual_seed(0)
         torch.set_num_threads(1)  # the two servers compute; the trainer's own layers are small
         data = Digits.load()
+        for number, process in enumerate(servers):
+            said = ready(process)
+            console.print(
+                f"server {number + 1}        {len(said['experts'])} experts, peer {said['peer_id']}", soft_wrap=True
+            )
         dht = stack.enter_context(DHT(peers, start=True, client_mode=True))
         model = Classifier(dht)
         total = epochs * -(-len(data.train_x) // 128)

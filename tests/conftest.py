@@ -55,10 +55,11 @@ class NodeProcess:
 def _node_process(*arguments: str) -> Iterator[NodeProcess]:
     command = [sys.executable, "-m", "hivemind_p2p", *arguments, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        too_late = threading.Timer(60, process.kill)
+        too_late = threading.Timer(120, process.kill)
         too_late.start()
         try:
             line = process.stdout.readline()
+            too_late.cancel()
             assert line, f"{arguments} ended with {process.wait()}: {process.stderr.read()}"
             yield NodeProcess(process, json.loads(line))
         finally:
