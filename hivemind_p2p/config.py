@@ -109,6 +109,9 @@ class RPCSettings:
     """Calls of one method that are served at once; more wait in line."""
     max_calls_per_peer: int = 64
     """Calls of one method and one peer that are served at once; more wait in line."""
+    max_bytes_per_peer: int = 2**27
+    """Bytes of requests that one peer may make us hold, of calls that are served and of items that wait for their
+    handlers; what would be more is not read yet. One message is always taken."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

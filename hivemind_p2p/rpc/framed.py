@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from hivemind_p2p.errors import StreamEnded
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire.framing import Frame, FrameReader, HeaderReader
 
-_CHUNK: Final = 2**14
+SMALL: Final = 2**14
 """Bytes that are asked for when it is not known what comes: a small message whole, little of a large one."""
 _JOIN_BELOW: Final = 2**16
 """Data smaller than this is copied behind its head, so that both go out at once."""
@@ -20,11 +21,20 @@ class FramedStream:
     Args:
         read_header: which framing.
         limit: the most bytes that a received body may have.
+        take: waits for room for so many bytes; asked before a body is read that is not ``SMALL``.
     """
 
-    def __init__(self, stream: Stream, read_header: HeaderReader, limit: int) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        read_header: HeaderReader,
+        limit: int,
+        take: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
         self.stream = stream
         self._reader = FrameReader(read_header, limit)
+        self._take = take
+        self._taken = False
 
     async def receive(self) -> Frame | None:
         """The next frame; None when the peer ended its half.
@@ -35,20 +45,24 @@ class FramedStream:
             StreamError
         """
         while (frame := self._reader.pop()) is None:
+            if self._take is not None and not self._taken and self._reader.under_way > SMALL:
+                await self._take(self._reader.under_way)
+                self._taken = True
             room = self._reader.room()
-            if room is not None and len(room) > _CHUNK:
+            if room is not None and len(room) > SMALL:
                 with room:
                     await self.stream.read_into(room)
                 self._reader.filled()
             else:
                 del room
-                data = await self.stream.receive_some(_CHUNK)
+                data = await self.stream.receive_some(SMALL)
                 if data:
                     self._reader.feed(data)
                 elif self._reader.between_frames:
                     return None
                 else:
                     raise StreamEnded(f"{self.stream.peer_id} ended the stream within a message")
+        self._taken = False
         return frame
 
     async def send(self, head: bytes, data: bytes = b"") -> None:

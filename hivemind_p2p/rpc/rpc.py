@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from hivemind_p2p.config import RPCSettings
 from hivemind_p2p.errors import DeadlineExceeded, HivemindError, NodeClosed, RPCError, StreamError
+from hivemind_p2p.rpc.budget import ByteBudget, Share
 from hivemind_p2p.rpc.context import CallContext, M, StreamHandler, UnaryHandler
 from hivemind_p2p.rpc.failures import text_of
 from hivemind_p2p.rpc.item_queue import ItemQueue
@@ -27,7 +28,7 @@ from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Message)
-_Serve: TypeAlias = Callable[[Stream, CallContext, Catch], Awaitable[None]]
+_Serve: TypeAlias = Callable[[Stream, CallContext, Catch, Share], Awaitable[None]]
 ITEM_ROOM: Final = 2**16
 """What an item may have beyond ``max_message_bytes``, which hivemind fills with the bytes of a tensor alone."""
 
@@ -50,6 +51,7 @@ class RPC:
         self.settings = settings if settings is not None else RPCSettings()
         self.trace = trace
         self._methods: dict[str, Slots] = {}
+        self._budget = ByteBudget(self.settings.max_bytes_per_peer)
         self._running = False
         self._under_way: set[trio.CancelScope] = set()
         self._all_ended = trio.Event()
@@ -80,7 +82,7 @@ class RPC:
         """
         settings = self.settings
 
-        async def serve(stream: Stream, context: CallContext, catch: Catch) -> None:
+        async def serve(stream: Stream, context: CallContext, catch: Catch, share: Share) -> None:
             await serve_unary(
                 stream,
                 context,
@@ -89,6 +91,7 @@ class RPC:
                 catch,
                 limit=settings.max_message_bytes,
                 timeout=settings.transfer_timeout,
+                share=share,
             )
 
         self._serve_method(method, serve)
@@ -104,9 +107,11 @@ class RPC:
         """
         settings = self.settings
 
-        async def serve(stream: Stream, context: CallContext, catch: Catch) -> None:
+        async def serve(stream: Stream, context: CallContext, catch: Catch, share: Share) -> None:
             queue = ItemQueue(settings.max_queued_items, settings.max_queued_bytes)
-            await serve_stream(stream, context, request_type, handler, catch, limit=self._item_limit, queue=queue)
+            await serve_stream(
+                stream, context, request_type, handler, catch, limit=self._item_limit, queue=queue, share=share
+            )
 
         self._serve_method(method, serve)
 
@@ -209,7 +214,8 @@ class RPC:
         try:
             with self._call(call, math.inf) as ended:
                 async with slots.one(stream.peer_id):
-                    await serve(stream, context, partial(self._catch, context, ended))
+                    with self._budget.share(stream.peer_id) as share:
+                        await serve(stream, context, partial(self._catch, context, ended), share)
         except* (StreamError, NodeClosed) as group:
             logger.debug("a call of %s was not served to its end: %s", call.method, group.exceptions[0])
             await stream.reset()

@@ -9,9 +9,10 @@ import trio
 from google.protobuf.message import Message
 
 from hivemind_p2p.errors import MessageTooLarge, ProtocolViolation, RPCError, StreamError
+from hivemind_p2p.rpc.budget import Share
 from hivemind_p2p.rpc.context import CallContext, M, StreamHandler
 from hivemind_p2p.rpc.failures import LONGEST_TEXT, remote_error
-from hivemind_p2p.rpc.framed import FramedStream
+from hivemind_p2p.rpc.framed import SMALL, FramedStream
 from hivemind_p2p.rpc.item_queue import ItemQueue
 from hivemind_p2p.rpc.unary import Catch, parse
 from hivemind_p2p.transport.api import Stream
@@ -68,20 +69,22 @@ async def serve_stream(
     *,
     limit: int,
     queue: ItemQueue,
+    share: Share,
 ) -> None:
     """Answer one call. The handler is cancelled when the caller ends or resets its half of the stream.
 
     Args:
         limit: the most bytes of an item, ours and the peer's.
         queue: keeps what came and was not asked for yet.
+        share: of the bytes that we hold for the caller; what the handler took is its own affair.
 
     Raises:
         StreamError: the caller is not there any more. In a group, as nurseries do.
     """
-    framed = FramedStream(stream, calls.item_header, limit)
+    framed = FramedStream(stream, calls.item_header, limit, share.take)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_take_items, framed, queue)
-        responses = _outcomes(handler, _Requests(queue, request_type), context, limit)
+        responses = _outcomes(handler, _Requests(queue, request_type, share), context, limit)
         async with aclosing(responses):
             async for response in responses:
                 if isinstance(response, Exception):
@@ -107,13 +110,15 @@ async def _outcomes(
 class _Requests(AsyncIterator[M]):
     """What a handler iterates over."""
 
-    def __init__(self, queue: ItemQueue, kind: type[M]) -> None:
-        self._queue, self._kind = queue, kind
+    def __init__(self, queue: ItemQueue, kind: type[M], share: Share) -> None:
+        self._queue, self._kind, self._share = queue, kind, share
 
     async def __anext__(self) -> M:
         data = await self._queue.get()
         if data is None:
             raise StopAsyncIteration
+        if len(data) > SMALL:
+            self._share.give_back(len(data))
         return parse(self._kind, data)
 
 

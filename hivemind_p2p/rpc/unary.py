@@ -11,6 +11,7 @@ import trio
 from google.protobuf.message import DecodeError, Message
 
 from hivemind_p2p.errors import MessageTooLarge, ProtocolViolation, RPCError, StreamError
+from hivemind_p2p.rpc.budget import Share
 from hivemind_p2p.rpc.context import CallContext, M, UnaryHandler
 from hivemind_p2p.rpc.failures import remote_error, text_of
 from hivemind_p2p.rpc.framed import FramedStream
@@ -84,17 +85,19 @@ async def serve_unary(
     *,
     limit: int,
     timeout: float,
+    share: Share,
 ) -> None:
     """Answer one call. The handler is cancelled when the caller ends or resets its half of the stream.
 
     Args:
         limit: the most bytes of a whole message, ours and the peer's.
         timeout: seconds that the request may take to come, and the answer to go.
+        share: of the bytes that we hold for the caller.
 
     Raises:
         StreamError: the caller is not there any more, or too slow. In a group, as nurseries do.
     """
-    framed = FramedStream(stream, varint_header, limit)
+    framed = FramedStream(stream, varint_header, limit, share.take)
     call_id = _NO_CALL
     async with trio.open_nursery() as nursery:
         try:

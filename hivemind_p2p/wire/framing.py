@@ -99,6 +99,11 @@ class FrameReader:
         """Whether the bytes may end here."""
         return self._body is None and not self._head
 
+    @property
+    def under_way(self) -> int:
+        """The length of the body whose header has come, and which has not come to its end; 0 when there is none."""
+        return 0 if self._body is None else self._length
+
     def pop(self) -> Frame | None:
         """The next frame; None while there is none.
 

@@ -6,6 +6,7 @@ its standard input does. What it serves and calls has the names and numbers of h
 """
 
 import asyncio
+import importlib
 import json
 import sys
 from typing import AsyncIterator  # noqa: UP035  # hivemind tells streams by this one alone
@@ -143,6 +144,14 @@ class Peer:
         peer = PeerID.from_base58(peer_id)
         responses = await self.p2p.iterate_protobuf_handler(peer, "Interop.echo_stream", requests(), runtime_pb2.Tensor)
         return sum([len(response.buffer) async for response in responses])
+
+    async def import_module(self, path: str, name: str) -> str:
+        """Import a module found in ``path`` into this process, beside hivemind; its name."""
+        sys.path.append(path)
+        try:
+            return importlib.import_module(name).__name__
+        finally:
+            sys.path.remove(path)
 
     async def wait_until_cancelled(self) -> bool:
         """Wait until a handler of this peer was cancelled by its caller."""

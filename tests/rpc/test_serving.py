@@ -23,6 +23,7 @@ from hivemind_p2p.rpc import RPC, CallContext, protocol_id
 from hivemind_p2p.rpc.failures import LONGEST_TEXT, TOLD_BY_NAME, remote_error, text_of
 from hivemind_p2p.rpc.slots import Slots
 from hivemind_p2p.rpc.trace import CallEnded, CallStarted
+from hivemind_p2p.testing import World
 
 METHOD, SLOW = "Test.rpc_method", "Test.rpc_slow"
 
@@ -97,6 +98,87 @@ async def test_a_call_that_is_given_up_in_line_is_not_served(autojump_clock, pai
     await trio.sleep(1)
     assert slow.most == 1
     assert await ask(pair, SLOW) == "hi"
+
+
+async def test_a_peer_waits_for_room_for_its_bytes(autojump_clock):
+    slow, world = Slow(), World()
+    settings = RPCSettings(max_bytes_per_peer=3 * 2**20)
+    async with (
+        world.network() as here,
+        world.network() as there,
+        world.network() as elsewhere,
+        RPC(here, settings) as callee,
+        RPC(there) as caller,
+        RPC(elsewhere) as bystander,
+        trio.open_nursery() as nursery,
+    ):
+        callee.register(SLOW, StringValue, slow)
+        answered = 0
+
+        async def call(rpc: RPC, size: int) -> None:
+            nonlocal answered
+            rpc.network.add_addresses(here.peer_id, here.visible_maddrs)
+            response = await rpc.call(here.peer_id, SLOW, StringValue(value="x" * size), StringValue)
+            answered += len(response.value) == size
+
+        for size in [*[2**20] * 6, 2**21]:
+            nursery.start_soon(call, caller, size)
+        await trio.sleep(1)
+        assert slow.running == 2  # envelopes count too: a third does not fit
+        nursery.start_soon(call, caller, 1000)  # small ones are free
+        nursery.start_soon(call, bystander, 2**21)  # who waits, waits for itself
+        await trio.sleep(1)
+        assert slow.running == 4
+        slow.go_on.set()
+        await trio.sleep(1)
+        assert (slow.running, answered) == (0, 9)
+        slow.go_on = trio.Event()
+        nursery.start_soon(call, caller, 2**22 - 200)  # one message is always taken
+        await trio.sleep(1)
+        assert slow.running == 1
+        assert repr(callee._budget) == f"<ByteBudget, {2**22 - 112} bytes for 1 peers>"
+        slow.go_on.set()
+    assert repr(callee._budget) == "<ByteBudget, 0 bytes for 0 peers>"
+
+
+async def test_items_that_wait_count_and_those_that_were_taken_do_not(autojump_clock):
+    world, go_on = World(), trio.Event()
+    settings = RPCSettings(max_bytes_per_peer=3 * 2**20)
+
+    async def measure(requests, context):
+        if context.method == SLOW:
+            await go_on.wait()
+        yield StringValue(value=str(sum([len(request.value) async for request in requests])))
+
+    async def items():
+        for _ in range(10):
+            yield StringValue(value="x" * 2**20)
+
+    async with (
+        world.network() as here,
+        world.network() as there,
+        RPC(here, settings) as callee,
+        RPC(there) as caller,
+        trio.open_nursery() as nursery,
+    ):
+        there.add_addresses(here.peer_id, here.visible_maddrs)
+        callee.register_stream(SLOW, StringValue, measure)
+        callee.register_stream(METHOD, StringValue, measure)
+        sums = []
+
+        async def call(method: str) -> None:
+            async with caller.stream_call(here.peer_id, method, items(), StringValue) as responses:
+                sums.append((method, (await anext(responses)).value))
+
+        nursery.start_soon(call, METHOD)
+        await trio.sleep(1)
+        assert sums == [(METHOD, str(10 * 2**20))]
+        assert repr(callee._budget) == "<ByteBudget, 0 bytes for 0 peers>"
+        nursery.start_soon(call, SLOW)
+        await trio.sleep(1)
+        assert repr(callee._budget) == f"<ByteBudget, {2 * (2**20 + 4)} bytes for 1 peers>"
+        go_on.set()
+    assert sums[1:] == [(SLOW, str(10 * 2**20))]
 
 
 async def test_slots_are_forgotten_with_their_calls(autojump_clock, pair):
