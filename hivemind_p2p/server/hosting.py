@@ -10,7 +10,7 @@ from typing import Final
 import torch
 import trio
 
-from hivemind_p2p.errors import ConfigError, RPCError
+from hivemind_p2p.errors import ConfigError, HivemindError, RPCError
 from hivemind_p2p.node import Node
 from hivemind_p2p.runtime import ExpertBackend, Runtime
 from hivemind_p2p.server.declare import declaration, store_records, withdraw_experts
@@ -42,6 +42,10 @@ async def hosting(
         ConfigError: the node hosts a server already, or the device cannot be used.
     """
     uids = sorted(experts)
+    for uid in uids:
+        module = experts[uid].module
+        size = sum(parameter.numel() for parameter in module.parameters())
+        logger.info("hosting %s: %s, %d parameters", uid, type(module).__name__, size)
     async with Runtime(experts, device=device) as runtime:
         try:
             handler.register(node.rpc)
@@ -57,13 +61,17 @@ async def hosting(
                 yield runtime
                 nursery.cancel_scope.cancel()
         finally:
+            logger.info("stopping: withdrawing %d experts", len(uids))
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(WITHDRAW_TIMEOUT):
-                    await _withdraw(node, uids)
-                handler.refuse()
-                with trio.move_on_after(DRAIN_TIMEOUT):
-                    await handler.drained()
-            handler.unregister(node.rpc)
+                try:
+                    with trio.move_on_after(WITHDRAW_TIMEOUT):
+                        await _withdraw(node, uids)
+                finally:
+                    handler.refuse()
+                    logger.info("stopping: finishing what is under way (%r)", handler)
+                    with trio.move_on_after(DRAIN_TIMEOUT):
+                        await handler.drained()
+                    handler.unregister(node.rpc)
 
 
 async def _keep_declared(node: Node, uids: Sequence[str], update_period: float, expiration: float) -> None:
@@ -85,10 +93,12 @@ async def declare(node: Node, uids: Sequence[str], expiration: float) -> None:
             "the swarm did not take the declaration of %s: somebody has declared the same for longer, or nobody could "
             "be reached; trying again soon", ", ".join(refused[:10]),
         )  # fmt: skip
+    else:
+        logger.debug("declared %d experts for %g s", len(uids), expiration)
 
 
 async def _withdraw(node: Node, uids: Sequence[str]) -> None:
     try:
         await withdraw_experts(node.dht, uids, node.peer_id)
-    except Exception:  # must not keep the server from stopping
-        logger.warning("experts could not be withdrawn; they are forgotten when they expire", exc_info=True)
+    except HivemindError as error:
+        logger.warning("experts could not be withdrawn, and are forgotten when they expire: %s", error)

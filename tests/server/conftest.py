@@ -7,6 +7,7 @@ import torch
 from multiaddr import Multiaddr
 
 from hivemind_p2p.rpc import RPC
+from hivemind_p2p.server import expert_classes as expert_classes_module
 from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.memory import MemoryWire
@@ -36,3 +37,9 @@ async def pair() -> AsyncIterator[tuple[RPC, RPC]]:
     async with callee_host, caller_host, RPC(caller_host) as caller, RPC(callee_host) as callee:
         caller_host.add_addresses(callee_host.peer_id, callee_host.visible_maddrs)
         yield caller, callee
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expert classes that a test registers are forgotten after it."""
+    monkeypatch.setattr(expert_classes_module, "expert_classes", dict(expert_classes_module.expert_classes))

@@ -28,11 +28,6 @@ PARAMETERS = {
 """Printed from ``name_to_block[name](32).state_dict()`` of hivemind 1.1.12."""
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    monkeypatch.setattr("hivemind_p2p.server.expert_classes.expert_classes", dict(expert_classes))
-
-
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_named_and_shaped_as_hivemind_has_them(name):
     module = expert_classes[name].module_class(32)

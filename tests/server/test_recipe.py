@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hivemind_p2p.errors import ConfigError
+from hivemind_p2p.server import register_expert_class
 from hivemind_p2p.server.recipe import ExpertRecipe, compression_type, optimizer_maker, scheduler_maker
 from hivemind_p2p.wire.compression_type import CompressionType
 from hivemind_p2p.wire.nested import nested_flatten
@@ -26,6 +27,21 @@ def test_compression_is_that_of_all_floats():
     assert [descriptor.compression for descriptor in nested_flatten(backend.forward_schema)] == [2, 0]
     assert [descriptor.compression for descriptor in nested_flatten(backend.outputs_schema)] == [2]
     assert backend.outputs_schema.size == (None, 128, 16)
+
+
+@pytest.mark.usefixtures("registry")
+def test_whole_numbers_are_never_compressed():
+    @register_expert_class("ranks", lambda batch_size, hidden_dim: torch.empty(batch_size, hidden_dim))
+    class Ranks(torch.nn.Linear):
+        def __init__(self, hidden_dim):
+            super().__init__(hidden_dim, hidden_dim)
+
+        def forward(self, x):
+            y = super().forward(x)
+            return y, y.argsort(dim=1)
+
+    backend = ExpertRecipe("ranks", 4, make_optimizer=None, compression=CompressionType.FLOAT16).backend("a.0")
+    assert [descriptor.compression for descriptor in backend.outputs_schema] == [CompressionType.FLOAT16, 0]
 
 
 @pytest.mark.parametrize(
