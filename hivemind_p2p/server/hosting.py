@@ -46,9 +46,10 @@ async def hosting(
         module = experts[uid].module
         size = sum(parameter.numel() for parameter in module.parameters())
         logger.info("hosting %s: %s, %d parameters", uid, type(module).__name__, size)
+    rpc = node.rpc  # the node may be gone before we are
     async with Runtime(experts, device=device) as runtime:
         try:
-            handler.register(node.rpc)
+            handler.register(rpc)
         except RPCError as error:
             raise ConfigError(
                 f"this node hosts a server already ({error}); give all experts to one server, or the other a DHT of "
@@ -71,7 +72,7 @@ async def hosting(
                     logger.info("stopping: finishing what is under way (%r)", handler)
                     with trio.move_on_after(DRAIN_TIMEOUT):
                         await handler.drained()
-                    handler.unregister(node.rpc)
+                    handler.unregister(rpc)
 
 
 async def _keep_declared(node: Node, uids: Sequence[str], update_period: float, expiration: float) -> None:

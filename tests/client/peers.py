@@ -1,4 +1,4 @@
-"""Peers that serve experts over real connections on loopback, note what they are asked, and misbehave when told to."""
+"""Servers of experts on loopback that note what they are asked, and misbehave when they are told to."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import torch
 import trio
 from torch import nn
 
-from hivemind_p2p import DHT, get_dht_time
+from hivemind_p2p import DHT, Server
 from hivemind_p2p.compression import TensorAssembler, deserialize_tensor, serialize_tensor, split_for_streaming
-from hivemind_p2p.errors import ExpertNotFound
 from hivemind_p2p.runtime import BatchTensorDescriptor, ExpertBackend
 from hivemind_p2p.sync import portal
-from hivemind_p2p.wire import msgpack
-from hivemind_p2p.wire.expert_uid import grid_entries
 from hivemind_p2p.wire.runtime_pb2 import ExpertInfo, ExpertRequest, ExpertResponse, ExpertUID, Tensor
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
@@ -31,96 +28,111 @@ def backend(uid: str, module: nn.Module, *args: Any, lr: float | None = None, **
 
 
 class ExpertPeer:
-    """One peer of a swarm with experts.
+    """A peer with a server of experts.
 
     Attributes:
         calls: ``(uid, "forward" or "backward", rows, streamed)`` of every call.
-        before: awaited before a call is computed: hangs, fails, waits.
-        tamper: makes of the answer something else.
+        infos: how often a schema was asked for.
+        before: awaited before the server hears of a call: hangs, fails, waits.
+        tamper: makes of the server's answer something else.
     """
 
     def __init__(self, backends: Sequence[ExpertBackend], initial_peers: Sequence[Any] = ()) -> None:
         self.backends = {backend.name: backend for backend in backends}
         self.calls: list[tuple[str, str, int, bool]] = []
-        self.before: Callable[[str, str], Awaitable[None]] | None = None
-        self.tamper: Callable[[str, str, list[torch.Tensor]], Answer] = lambda uid, direction, answer: answer
-        self.dht = DHT(initial_peers, host_maddrs=LOOPBACK, start=True)
         self.infos = 0
-        portal().call(self._serve)
-        self.declare()
+        self.before: Callable[[str, str], Awaitable[None]] | None = None
+        self.tamper: Callable[[str, str, list[torch.Tensor]], Answer] | None = None
+        self.dht = DHT(initial_peers, host_maddrs=LOOPBACK, start=True)
+        self._server = Server(self.dht, self.backends, start=True) if backends else None
+        if self._server is not None:
+            portal().call(self._stand_between)
 
     @property
     def maddrs(self) -> list[Any]:
         return self.dht.get_visible_maddrs()
-
-    def declare(self, uids: Sequence[str] | None = None, seconds: float = 60) -> None:
-        """Declare experts in the DHT as a server does."""
-        uids = list(self.backends) if uids is None else uids
-        peer = self.dht.peer_id.base58
-        records = {(uid, None): peer for uid in uids}
-        records |= {place: (uid, peer) for uid in uids for place in grid_entries(uid)}
-        if records:
-            keys, subkeys = zip(*records, strict=True)
-            values = list(records.values())
-
-            async def store(_, node) -> dict[Any, bool]:
-                return await node.store_many(keys, values, get_dht_time() + seconds, subkeys)
-
-            assert all(self.dht.run_coroutine(store).values())
 
     def count(self, direction: str) -> dict[str, int]:
         """How often each expert was called."""
         called = [uid for uid, its, *_ in self.calls if its == direction]
         return {uid: called.count(uid) for uid in called}
 
-    def close(self) -> None:
+    def host(self, *uids: str) -> None:
+        """Host only these from now on, without telling the DHT."""
+        self._server._handler._experts = {uid: self.backends[uid] for uid in uids}
+
+    def kill(self) -> None:
+        """Be gone at once, without withdrawing anything."""
         self.dht.shutdown()
 
-    async def _serve(self) -> None:
-        rpc = self.dht.node.rpc
-        rpc.register(f"{SERVICE}.rpc_info", ExpertUID, self._info)
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+        self.dht.shutdown()
+
+    async def _stand_between(self) -> None:
+        rpc, handler = self.dht.node.rpc, self._server._handler
+
+        async def info(request: ExpertUID, context: Any) -> ExpertInfo:
+            self.infos += 1
+            return await handler.rpc_info(request, context)
+
+        def unary(direction: str) -> Any:
+            answer = getattr(handler, f"rpc_{direction}")
+
+            async def serve(request: ExpertRequest, context: Any) -> ExpertResponse:
+                await self._asked(request.uid, direction, request.tensors[0].size[0], streamed=False)
+                response = await answer(request, context)
+                if self.tamper is None:
+                    return response
+                outputs = [deserialize_tensor(tensor) for tensor in response.tensors]
+                return ExpertResponse(tensors=self._tampered(request.uid, direction, outputs))
+
+            return serve
+
+        def stream(direction: str) -> Any:
+            answer = getattr(handler, f"rpc_{direction}_stream")
+
+            async def serve(requests: AsyncIterator[ExpertRequest], context: Any) -> AsyncIterator[ExpertResponse]:
+                first = await anext(requests)
+                uid = first.uid
+                await self._asked(uid, direction, first.tensors[0].size[0], streamed=True)
+                responses = answer(_chain(first, requests), context)
+                if self.tamper is None:
+                    async for response in responses:
+                        yield response
+                    return
+                outputs, assembler = [], TensorAssembler()
+                async for response in responses:
+                    outputs += [encoded.decode() for part in response.tensors if (encoded := assembler.add(part))]
+                for packed in self._tampered(uid, direction, outputs):
+                    for part in split_for_streaming(packed):
+                        yield ExpertResponse(tensors=[part])
+
+            return serve
+
+        rpc.unregister(f"{SERVICE}.rpc_info")
+        rpc.register(f"{SERVICE}.rpc_info", ExpertUID, info)
         for direction in ("forward", "backward"):
-            rpc.register(f"{SERVICE}.rpc_{direction}", ExpertRequest, self._unary(direction))
-            rpc.register_stream(f"{SERVICE}.rpc_{direction}_stream", ExpertRequest, self._stream(direction))
+            rpc.unregister(f"{SERVICE}.rpc_{direction}")
+            rpc.register(f"{SERVICE}.rpc_{direction}", ExpertRequest, unary(direction))
+            rpc.unregister(f"{SERVICE}.rpc_{direction}_stream")
+            rpc.register_stream(f"{SERVICE}.rpc_{direction}_stream", ExpertRequest, stream(direction))
 
-    def _backend(self, uid: str) -> ExpertBackend:
-        if uid not in self.backends:
-            raise ExpertNotFound(f"no expert {uid} here")
-        return self.backends[uid]
-
-    async def _info(self, request: ExpertUID, context: Any) -> ExpertInfo:
-        self.infos += 1
-        return ExpertInfo(serialized_info=msgpack.dumps(self._backend(request.uid).info()))
-
-    def _unary(self, direction: str) -> Any:
-        async def handler(request: ExpertRequest, context: Any) -> ExpertResponse:
-            tensors = [deserialize_tensor(tensor) for tensor in request.tensors]
-            return ExpertResponse(tensors=await self._compute(request.uid, direction, tensors, streamed=False))
-
-        return handler
-
-    def _stream(self, direction: str) -> Any:
-        async def handler(requests: AsyncIterator[ExpertRequest], context: Any) -> AsyncIterator[ExpertResponse]:
-            tensors, uids, assembler = [], set(), TensorAssembler()
-            async for request in requests:
-                uids.add(request.uid)
-                for part in request.tensors:
-                    tensors += [] if (whole := assembler.add(part)) is None else [whole.decode()]
-            assembler.finish()
-            [uid] = uids
-            for packed in await self._compute(uid, direction, tensors, streamed=True):
-                for part in split_for_streaming(packed):
-                    yield ExpertResponse(tensors=[part])
-
-        return handler
-
-    async def _compute(self, uid: str, direction: str, tensors: list[torch.Tensor], *, streamed: bool) -> list[Tensor]:
-        expert = self._backend(uid)
-        self.calls.append((uid, direction, len(tensors[0]), streamed))
+    async def _asked(self, uid: str, direction: str, rows: int, *, streamed: bool) -> None:
+        self.calls.append((uid, direction, rows, streamed))
         if self.before is not None:
             await self.before(uid, direction)
-        answer = self.tamper(uid, direction, list(getattr(expert, direction)(*tensors)))
-        return [each if isinstance(each, Tensor) else serialize_tensor(each, 0) for each in answer]
+
+    def _tampered(self, uid: str, direction: str, outputs: list[torch.Tensor]) -> list[Tensor]:
+        answer = self.tamper(uid, direction, outputs)
+        return [each if isinstance(each, Tensor) else serialize_tensor(each) for each in answer]
+
+
+async def _chain(first: ExpertRequest, rest: AsyncIterator[ExpertRequest]) -> AsyncIterator[ExpertRequest]:
+    yield first
+    async for request in rest:
+        yield request
 
 
 async def hang(uid: str, direction: str) -> None:

@@ -236,6 +236,13 @@ def test_a_server_that_nobody_remembers_goes_on(first, joining):
     held.close()
 
 
+def test_shutdown_after_its_dht_is_gone(joining):
+    server = Server.create(expert_uids=["ffn.8"], **joining)
+    server.dht.shutdown()
+    server.shutdown()
+    assert not server.is_alive()
+
+
 def test_background_server(first, joining):
     del joining["start"]
     with background_server(expert_uids=["background.0"], **joining) as peer:

@@ -1,0 +1,103 @@
+"""Who may call: any thread, another event loop, autograd; and what Ctrl-C leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import trio
+
+from hivemind_p2p import RemoteMixtureOfExperts, get_experts
+from hivemind_p2p.errors import NodeClosed, WouldDeadlock
+from hivemind_p2p.sync import portal
+from tests.client.test_moe import grid_of
+
+
+def step(module, seed: int):
+    """One forward and backward pass: the output, and the gradient of the input."""
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+    y = module(x)
+    y.square().sum().backward()
+    return y.detach(), x.grad
+
+
+def mixture(dht, **options) -> RemoteMixtureOfExperts:
+    return RemoteMixtureOfExperts(in_features=4, grid_size=(4,), dht=dht, uid_prefix="ffn.", k_best=2, **options)
+
+
+def test_several_threads_at_once(serve, join) -> None:
+    peer = serve(grid_of(4))
+    dht = join(peer)
+    [expert] = get_experts(dht, ["ffn.0"])
+    moe = mixture(dht)
+    alone = [[step(module, seed) for seed in range(6)] for module in (expert, moe)]
+    with ThreadPoolExecutor(6) as threads:
+        together = [
+            list(threads.map(lambda seed, module=module: step(module, seed), range(6))) for module in (expert, moe)
+        ]
+    torch.testing.assert_close(together, alone)
+
+
+def test_inside_a_running_event_loop_as_in_a_notebook(serve, join) -> None:
+    dht = join(serve(grid_of(4)))
+
+    async def cell():
+        return step(mixture(dht), 0)
+
+    assert asyncio.run(cell())[1].isfinite().all()
+    assert trio.run(cell)[1].isfinite().all()
+
+
+def test_inside_the_portal_it_is_refused_rather_than_waiting_for_itself(serve, join) -> None:
+    [expert] = get_experts(join(serve(grid_of(4))), ["ffn.0"])
+
+    async def inside() -> None:
+        expert(torch.zeros(1, 4))
+
+    with pytest.raises(WouldDeadlock):
+        portal().call(inside)
+
+
+def test_after_the_dht_was_shut_down(serve, join) -> None:
+    dht = join(serve(grid_of(4)))
+    [expert] = get_experts(dht, ["ffn.0"])
+    moe = mixture(dht)
+    dht.shutdown()
+    for module in (expert, moe):
+        with pytest.raises(NodeClosed, match="shut down"):
+            module(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("kind", ["expert", "mixture"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_ctrl_c_ends_the_calls_here_and_there_and_the_next_ones_work(serve, join, kind, direction) -> None:
+    peer = serve(grid_of(4))
+    dht = join(peer)
+    module = get_experts(dht, ["ffn.0"])[0] if kind == "expert" else mixture(dht)
+    step(module, 0)
+    began, ended = [], []
+
+    async def interrupt(uid: str, its: str) -> None:
+        if its != direction:
+            return
+        began.append(uid)
+        if len(began) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append(uid)
+            if len(ended) == len(began):
+                all_ended.set()
+
+    all_ended = trio.Event()
+    peer.before = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        step(module, 0)
+    portal().call(all_ended.wait)
+    peer.before = None
+    step(module, 0)
