@@ -13,6 +13,7 @@ from typing import AsyncIterator  # noqa: UP035  # hivemind tells streams by thi
 
 import torch
 from cryptography.hazmat.primitives import serialization
+from hivemind.compression.serialization import deserialize_torch_tensor, serialize_torch_tensor
 from hivemind.dht.crypto import RSASignatureValidator
 from hivemind.dht.node import DHTNode
 from hivemind.dht.validation import CompositeValidator
@@ -210,6 +211,15 @@ class Peer:
             }
         return found.value if isinstance(found.value, str | int | float) else repr(found.value)
 
+    async def codec(self, ours: str, plain: str, compression: int) -> dict[str, str]:
+        """What hivemind reads from our message, and how it sends the same (plain) tensor; messages, in hex."""
+        decoded, tensor = (
+            deserialize_torch_tensor(runtime_pb2.Tensor.FromString(bytes.fromhex(each))) for each in (ours, plain)
+        )
+        theirs = serialize_torch_tensor(tensor, compression)
+        read = serialize_torch_tensor(decoded)
+        return {"read": read.SerializeToString().hex(), "theirs": theirs.SerializeToString().hex()}
+
     async def contacts(self) -> int:
         return len(self.dht.protocol.routing_table.uid_to_peer_id)
 
@@ -244,7 +254,7 @@ async def main() -> None:
     maddrs = [str(maddr) for maddr in await p2p.get_visible_maddrs()]
     print(json.dumps({"peer_id": p2p.peer_id.to_base58(), "maddrs": maddrs}), flush=True)
 
-    commands = asyncio.StreamReader()
+    commands = asyncio.StreamReader(limit=2**24)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     tasks = set()
     while line := await commands.readline():
