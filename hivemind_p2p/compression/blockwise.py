@@ -17,7 +17,7 @@ from typing import Final
 
 import torch
 
-from hivemind_p2p.compression.chunks import Scratch, chunks
+from hivemind_p2p.compression.chunks import CHUNK, Scratch, chunks
 from hivemind_p2p.compression.codebook import CODES, check_indices, check_length
 from hivemind_p2p.compression.codec import FLOATING
 from hivemind_p2p.compression.memory import SectionReader, SectionWriter
@@ -43,18 +43,17 @@ class BlockwiseCodec:
         magnitudes = writer.take(torch.float32, blocks)
         writer.take(torch.float32, CODES).copy_(dynamic_map())
         indices = writer.take(torch.uint8, numel)
-        flat, nearest, scratch = tensor.reshape(-1), _nearest(), Scratch()
-        for chunk in chunks(numel):
-            count = chunk.stop - chunk.start
-            rows = scratch(torch.float32, _blocks(count) * BLOCK).view(-1, BLOCK)
-            scaled = rows.view(-1)[:count].copy_(flat[chunk])
-            rows.view(-1)[count:].zero_()  # the last block may be shorter
-            largest = magnitudes[chunk.start // BLOCK :][: len(rows)]
+        scratch, nearest = Scratch(), _nearest()
+        per_block = torch.split(magnitudes, CHUNK // BLOCK)
+        for largest, (chunk, into) in zip(per_block, chunks(tensor.reshape(-1), indices), strict=True):
+            rows = scratch(torch.float32, len(largest) * BLOCK).view(-1, BLOCK)
+            scaled = rows.view(-1)[: len(chunk)].copy_(chunk)
+            rows.view(-1)[len(chunk) :].zero_()  # the last block may be shorter
             torch.maximum(rows.amax(1), rows.amin(1).neg_(), out=largest)
             rows.div_(torch.where(largest > 0, largest, 1)[:, None])
-            keys = scratch(torch.int32, count)
+            keys = scratch(torch.int32, len(chunk))
             torch.bitwise_right_shift(scaled.view(torch.int32), _DROPPED_BITS, out=keys).add_(_KEYS // 2)
-            torch.index_select(nearest, 0, keys, out=indices[chunk])
+            torch.index_select(nearest, 0, keys, out=into)
         return writer.finish() if bool(torch.isfinite(magnitudes).all()) else None
 
     def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
@@ -71,14 +70,17 @@ class BlockwiseCodec:
         indices = sections.take(torch.uint8, numel)
         check_indices(indices, codes)
         tensor = torch.empty(size, dtype=dtype, device="cpu")
-        flat, scratch = tensor.view(-1), Scratch()
-        for chunk in chunks(numel):
-            count = chunk.stop - chunk.start
-            rows = scratch(torch.float32, _blocks(count) * BLOCK).view(-1, BLOCK)
-            values, named = rows.view(-1)[:count], scratch(torch.int64, count).copy_(indices[chunk])
-            torch.index_select(codebook, 0, named, out=values)
-            rows.mul_(magnitudes[chunk.start // BLOCK :][: len(rows), None])
-            flat[chunk].copy_(values)
+        scratch = Scratch()
+        per_block = torch.split(magnitudes, CHUNK // BLOCK)
+        for largest, (into, named) in zip(per_block, chunks(tensor.view(-1), indices), strict=True):
+            values = into if dtype == torch.float32 else scratch(torch.float32, len(into))
+            torch.index_select(codebook, 0, scratch(torch.int64, len(named)).copy_(named), out=values)
+            whole = len(values) // BLOCK
+            values[: whole * BLOCK].view(-1, BLOCK).mul_(largest[:whole, None])
+            if whole < len(largest):  # the last block may be shorter
+                values[whole * BLOCK :].mul_(largest[whole])
+            if values is not into:
+                into.copy_(values)
         return tensor
 
 

@@ -12,28 +12,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
 
-from hivemind_p2p.compression.chunks import Scratch, chunks
+from hivemind_p2p.compression.chunks import CHUNK, Scratch, chunks
 from hivemind_p2p.compression.codec import FLOATING
 from hivemind_p2p.compression.memory import SectionReader, SectionWriter
 from hivemind_p2p.errors import CodecError
 
 CODES: Final = 256
 _LARGEST: Final = torch.finfo(torch.float32).max
-_SMALLEST_RANGE: Final = 1e-28  # below, float32 cannot hold what bins are scaled by
+_SMALLEST_SPREAD: Final = 1e-28  # below, float32 cannot hold what bins are scaled by
 
-Bins: TypeAlias = Callable[[torch.Tensor, Scratch], torch.Tensor]
-"""The bin (int64, 0 to 255) of every element of a chunk; elements of one bin are near each other."""
 
-Quantizer: TypeAlias = Callable[[torch.Tensor, float, float], Bins]
-"""Looks at a tensor (one-dimensional, contiguous, floating), its least and greatest element, and decides on bins."""
+@dataclass(frozen=True)
+class Bins:
+    """What a quantizer decided on.
+
+    Attributes:
+        of: the bin (int32, 0 to 255) of every element of a chunk; elements of one bin are near each other.
+        codebook: a value (float32) for every bin, where that is known to do; None: the averages of their elements.
+    """
+
+    of: Callable[[torch.Tensor, Scratch], torch.Tensor]
+    codebook: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where the elements of a tensor lie: NaN if one of them is.
+
+    Attributes:
+        low: the least.
+        high: the greatest.
+        mean: of all; the middle, if float32 cannot sum them.
+    """
+
+    low: float
+    high: float
+    mean: float
+
+    @classmethod
+    def of(cls, flat: torch.Tensor) -> Extent:
+        """Look at all elements of a tensor that has some."""
+        parts = torch.split(flat, CHUNK)
+        lows, highs = zip(*map(torch.aminmax, parts), strict=True)
+        low, high = float(torch.stack(lows).min()), float(torch.stack(highs).max())
+        mean = sum(float(part.sum(dtype=torch.float32)) for part in parts) / len(flat)
+        return cls(low, high, mean if math.isfinite(mean) else (low + high) / 2)
+
+    @property
+    def bins_can_cover_it(self) -> bool:
+        """Whether float32 can hold all of it, and what bins are scaled by."""
+        spread = self.high - self.low
+        return (spread == 0 or spread > _SMALLEST_SPREAD) and max(self.high, -self.low, spread) <= _LARGEST
+
+
+Quantizer: TypeAlias = Callable[[torch.Tensor, Extent], Bins]
+"""Looks at a tensor (one-dimensional, contiguous, floating), and decides on bins."""
 
 
 class CodebookCodec:
-    """One codebook for the whole tensor: the averages of the bins into which a quantizer puts the elements."""
+    """One codebook for the whole tensor, a value for each of the bins into which a quantizer puts the elements."""
 
     writes = reads = FLOATING
 
@@ -45,13 +87,13 @@ class CodebookCodec:
         if length >= numel * tensor.dtype.itemsize:
             return None
         flat = tensor.reshape(-1)
-        low, high = (float(bound) for bound in torch.aminmax(flat))
-        if not (high == low or high - low > _SMALLEST_RANGE) or not max(high, -low, high - low) <= _LARGEST:
-            return None  # NaN and infinities end here, too
+        extent = Extent.of(flat)
+        if not extent.bins_can_cover_it:
+            return None
         writer = SectionWriter(length)
         writer.put_int64(CODES)
         codebook, indices = writer.take(torch.float32, CODES), writer.take(torch.uint8, numel)
-        codebook.copy_(_fill(indices, flat, self._quantizer(flat, low, high)))
+        codebook.copy_(_fill(indices, flat, self._quantizer(flat, extent)))
         return writer.finish()
 
     def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
@@ -63,26 +105,28 @@ class CodebookCodec:
         codebook, indices = sections.take(torch.float32, codes).to(dtype), sections.take(torch.uint8, numel)
         check_indices(indices, codes)
         tensor = torch.empty(size, dtype=dtype, device="cpu")
-        flat, scratch = tensor.view(-1), Scratch()
-        for chunk in chunks(numel):
-            bins = scratch(torch.int64, chunk.stop - chunk.start).copy_(indices[chunk])
-            torch.index_select(codebook, 0, bins, out=flat[chunk])
+        scratch = Scratch()
+        for chunk, named in chunks(tensor.view(-1), indices):
+            torch.index_select(codebook, 0, scratch(torch.int64, len(named)).copy_(named), out=chunk)
         return tensor
 
 
-def average(flat: torch.Tensor) -> float:
-    """Of all elements; infinite or NaN where float32 cannot sum them."""
-    return float(flat.sum(dtype=torch.float32)) / len(flat)
-
-
-def _fill(indices: torch.Tensor, flat: torch.Tensor, bins_of: Bins) -> torch.Tensor:
-    """Write every element's bin; the average of every bin (0 for an empty one), in float64."""
-    scratch, sums = Scratch(), torch.zeros(CODES, dtype=torch.float64, device="cpu")
-    for chunk in chunks(len(flat)):
-        bins = bins_of(flat[chunk], scratch)
-        indices[chunk].copy_(bins)
-        sums.scatter_add_(0, bins, scratch(torch.float64, len(bins)).copy_(flat[chunk]))
-    return torch.div(sums, torch.bincount(indices, minlength=CODES).clamp_min_(1))
+def _fill(indices: torch.Tensor, flat: torch.Tensor, bins: Bins) -> torch.Tensor:
+    """Write every element's bin; the codebook."""
+    scratch = Scratch()
+    if bins.codebook is not None:
+        for chunk, named in chunks(flat, indices):
+            named.copy_(bins.of(chunk, scratch))
+        return bins.codebook
+    sums = torch.zeros(CODES, dtype=torch.float64, device="cpu")
+    counts = torch.zeros(CODES, dtype=torch.int64, device="cpu")
+    for chunk, named in chunks(flat, indices):
+        found = bins.of(chunk, scratch)
+        named.copy_(found)
+        counts += torch.bincount(named, minlength=CODES)
+        wide = scratch(torch.float64, len(chunk)).copy_(chunk)
+        sums.scatter_add_(0, scratch(torch.int64, len(chunk)).copy_(found), wide)
+    return sums.div_(counts.clamp_min_(1))
 
 
 def check_indices(indices: torch.Tensor, codes: int) -> None:

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from hivemind_p2p.compression.chunks import Scratch, chunks
+from hivemind_p2p.compression.chunks import Scratch, chunks, convert
 from hivemind_p2p.compression.codec import FLOATING
 from hivemind_p2p.compression.memory import SectionReader, SectionWriter
 from hivemind_p2p.errors import CodecError
@@ -21,22 +21,23 @@ _SMALLEST_STD = 1e-18  # the squares of smaller numbers get lost in float32
 
 
 class Float16:
-    """Encodes into the bytes directly, whatever the strides."""
+    """Just that."""
 
     writes, reads = _WITHOUT_BFLOAT16, FLOATING
 
     def encode(self, tensor: torch.Tensor) -> bytes:
         writer = SectionWriter(2 * tensor.numel())
-        halves = writer.take(torch.float16, tensor.numel())
-        halves.view(tensor.shape).copy_(tensor)
-        halves.clamp_(-_LARGEST, _LARGEST)
+        flat, halves = tensor.reshape(-1), writer.take(torch.float16, tensor.numel())
+        for chunk, into in chunks(flat, halves):
+            into.copy_(chunk).clamp_(-_LARGEST, _LARGEST)
         return writer.finish()
 
     def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
         return 2 * math.prod(size), 2 * math.prod(size)
 
     def decode(self, sections: SectionReader, size: tuple[int, ...], dtype: torch.dtype, length: int) -> torch.Tensor:
-        return sections.take(torch.float16, math.prod(size)).to(dtype, copy=True).view(size)
+        halves = sections.take(torch.float16, math.prod(size))
+        return convert(halves, torch.empty(len(halves), dtype=dtype, device="cpu")).view(size)
 
 
 class MeanStd16Bit:
@@ -56,15 +57,15 @@ class MeanStd16Bit:
         values = writer.take(torch.float16, rows.numel()).view(rows.shape)
         means, stds = torch.empty(2, len(rows), 1, dtype=torch.float32, device="cpu")
         scratch = Scratch()
-        for chunk in chunks(len(rows), row=row):
-            scaled = scratch(torch.float32, rows[chunk].numel()).view(-1, row).copy_(rows[chunk])
-            torch.mean(scaled, dim=1, keepdim=True, out=means[chunk])
-            scaled.sub_(means[chunk])
-            torch.linalg.vector_norm(scaled, dim=1, keepdim=True, out=stds[chunk])
-            stds[chunk].div_(math.sqrt(row)).clamp_min_(_SMALLEST_STD)
-            values[chunk].copy_(scaled.div_(stds[chunk]))
-        writer.put(means.view(-1))
-        writer.put(stds.view(-1))
+        for chunk, into, mean, std in chunks(rows, values, means, stds, row=row):
+            scaled = scratch(torch.float32, chunk.numel()).view(-1, row).copy_(chunk)
+            torch.mean(scaled, dim=1, keepdim=True, out=mean)
+            scaled.sub_(mean)
+            torch.linalg.vector_norm(scaled, dim=1, keepdim=True, out=std)
+            std.div_(math.sqrt(row)).clamp_min_(_SMALLEST_STD)
+            into.copy_(scaled.div_(std))
+        writer.put(means)
+        writer.put(stds)
         return writer.finish() if bool(torch.isfinite(stds).all()) else None
 
     def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
@@ -80,7 +81,7 @@ class MeanStd16Bit:
         tensor = torch.empty((count, row), dtype=dtype, device="cpu")
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         scratch = Scratch()
-        for chunk in chunks(count if row else 0, row=row):
-            scaled = scratch(precise, values[chunk].numel()).view(-1, row).copy_(values[chunk])
-            tensor[chunk].copy_(scaled.mul_(stds[chunk]).add_(means[chunk]))
+        for chunk, into, mean, std in chunks(values, tensor, means, stds, row=row):
+            scaled = scratch(precise, chunk.numel()).view(chunk.shape).copy_(chunk)
+            into.copy_(scaled.mul_(std).add_(mean))
         return tensor.view(size)

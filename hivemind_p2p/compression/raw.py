@@ -11,13 +11,14 @@ import os
 
 import torch
 
+from hivemind_p2p.compression.chunks import convert
 from hivemind_p2p.compression.codec import DTYPES
-from hivemind_p2p.compression.memory import SectionReader, SectionWriter
+from hivemind_p2p.compression.memory import SectionReader, SectionWriter, copy_memory
 from hivemind_p2p.errors import CodecError
 
 
 class Raw:
-    """Encodes with one copy, whatever the strides; decodes with one, or none where the memory is the reader's own."""
+    """Encodes with one copy (of a strided tensor, two); decodes with one, or none if the memory may be the tensor's."""
 
     writes = reads = frozenset(DTYPES.values())
 
@@ -26,7 +27,10 @@ class Raw:
         if dtype == torch.bfloat16 and os.environ.get("USE_LEGACY_BFLOAT16", "1") != "0":
             dtype = torch.float32
         writer = SectionWriter(tensor.numel() * dtype.itemsize)
-        writer.take(dtype, tensor.numel()).view(tensor.shape).copy_(tensor)
+        if dtype == tensor.dtype:
+            writer.put(tensor.contiguous())
+        else:
+            convert(tensor.reshape(-1), writer.take(dtype, tensor.numel()))
         return writer.finish()
 
     def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
@@ -38,11 +42,14 @@ class Raw:
         if dtype == torch.bfloat16 and length != 2 * numel:
             if length != 4 * numel:
                 raise CodecError(f"{numel} bfloat16 numbers are 2 or 4 bytes each, not {length} bytes together")
-            return sections.take(torch.float32, numel).to(dtype).view(size)
-        if dtype == torch.bool:  # other bytes would be neither true nor false
-            octets = sections.take(torch.uint8, numel)
-            if numel and int(octets.max()) > 1:
-                raise CodecError("a tensor of booleans holds bytes other than 0 and 1")
-            return octets.to(dtype).view(size)
-        numbers = sections.take(dtype, numel).view(size)
-        return numbers if sections.shares_memory else numbers.clone()
+            return convert(sections.take(torch.float32, numel), torch.empty(numel, dtype=dtype, device="cpu")).view(
+                size
+            )
+        octets = sections.take(torch.uint8, numel * dtype.itemsize)
+        if dtype == torch.bool and numel and int(octets.max()) > 1:  # neither true nor false
+            raise CodecError("a tensor of booleans holds bytes other than 0 and 1")
+        if sections.shares_memory:
+            return octets.view(dtype).view(size)
+        tensor = torch.empty(size, dtype=dtype, device="cpu")
+        copy_memory(octets, tensor)
+        return tensor

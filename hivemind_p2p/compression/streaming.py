@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from hivemind_p2p.compression.encoded import MAX_TENSOR_BYTES, Header, ReceivedTensor, encode
-from hivemind_p2p.compression.memory import octets_of
+from hivemind_p2p.compression.memory import copy_memory, octets_of
 from hivemind_p2p.errors import CodecError
 from hivemind_p2p.wire import runtime_pb2
 
@@ -148,8 +148,7 @@ class _OpenTensor:
         end = self._length + len(buffer)
         if end > self._most:
             raise CodecError(f"more bytes than the tensor has: {self.state}, and {len(buffer)} more")
-        with torch.inference_mode(mode=False):
-            self._data[self._length : end].copy_(octets_of(buffer))
+        copy_memory(octets_of(buffer), self._data[self._length : end])
         self._length = end
         return ReceivedTensor(self._header, self._data[:end]) if self._came == self._parts else None
 

@@ -93,7 +93,7 @@ def test_uniform_errs_by_less_than_hivemind(kind: str, dtype: torch.dtype):
     tensor = random_tensor(0, (300_000,), kind).to(dtype)
     error = relative_error(sent(tensor, CompressionType.UNIFORM_8BIT), tensor)
     assert error <= hivemind_uniform_error(tensor.float()) * 1.001
-    assert kind != "normal" or error < 0.0105
+    assert kind != "normal" or error < 0.0115
 
 
 def hivemind_uniform_error(tensor: torch.Tensor) -> float:
