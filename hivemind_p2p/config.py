@@ -91,6 +91,77 @@ class TransportSettings:
 
 
 @dataclass(frozen=True)
+class NATSettings:
+    """Being reached wherever we are. Times are in seconds."""
+
+    relays: int = 2
+    """Relays that connect others to us while they cannot dial us. 0: none, then nobody reaches us behind a NAT."""
+    relay_timeout: float = 10.0
+    """The most that a relay may take to answer, to a reservation or to a circuit."""
+    relay_retry: float = 1.0
+    """How long a relay that failed is left alone; doubles with each failure in a row."""
+    relay_retry_max: float = 60.0
+    """The longest that a relay is left alone."""
+    hole_punching: bool = True
+    """Turn relayed connections into direct ones where the NATs allow it (DCUtR)."""
+    punch_window: float = 3.0
+    """How long both sides dial each other in one round."""
+    punch_rounds: int = 3
+    """Rounds before a relayed connection is left as it is for a while."""
+    punch_again: float = 60.0
+    """How long after rounds that failed they are tried again; doubles each time, up to an hour."""
+    max_punches: int = 32
+    """Hole punches under way at once; others wait, or are refused when peers ask for them."""
+    autonat: bool = True
+    """Ask peers to dial us back, so that we know whether they can, and do so for them."""
+    autonat_timeout: float = 5.0
+    """How long a dial back to a peer who asked may take."""
+    autonat_interval: float = 900.0
+    """How often peers are asked again; sooner when something about our addresses changes."""
+    autonat_per_minute: int = 60
+    """Dial backs that we do for others in a minute; more are refused. A tenth of it for one of them."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, bool) and not (value > 0 or (name == "relays" and value == 0)):
+                raise ConfigError(f"nat.{name} must be above zero, not {value}")
+
+
+@dataclass(frozen=True)
+class RelaySettings:
+    """Connecting others who cannot dial each other (circuit relay v2). Times are in seconds; 0 is no limit.
+
+    A tensor of 64 MiB has to fit, and a call that takes minutes: by default a circuit is not limited, their number is.
+    """
+
+    serve: Literal["auto", "always", "never"] = "auto"
+    """``auto``: when others can dial us, or when there are no initial peers and so nobody yet to tell."""
+    max_reservations: int = 1024
+    """Peers that may be reached through us."""
+    max_reservations_per_ip: int = 64
+    """How many of them may come from one IP address."""
+    reservation_time: float = 3600.0
+    """How long a reservation holds; peers renew it before."""
+    max_circuits: int = 1024
+    """Circuits open at once."""
+    max_circuits_per_peer: int = 128
+    """How many of them may begin or end at one peer."""
+    circuit_bytes: int = 0
+    """Bytes that a circuit carries in each direction before it is cut."""
+    circuit_time: float = 0.0
+    """How long a circuit lives before it is cut."""
+    handshake_timeout: float = 10.0
+    """The most that a peer may take to say what it wants, or to agree to a circuit."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                continue
+            if not (value > 0 or (name in ("circuit_bytes", "circuit_time") and value == 0)):
+                raise ConfigError(f"relay.{name} must be above zero, not {value}")
+
+
+@dataclass(frozen=True)
 class RPCSettings:
     """Remote calls, made and served. Times are in seconds."""
 
@@ -260,6 +331,8 @@ class Settings:
 
     node: NodeSettings = field(default_factory=NodeSettings)
     transport: TransportSettings = field(default_factory=TransportSettings)
+    nat: NATSettings = field(default_factory=NATSettings)
+    relay: RelaySettings = field(default_factory=RelaySettings)
     rpc: RPCSettings = field(default_factory=RPCSettings)
     dht: DHTSettings = field(default_factory=DHTSettings)
     hosting: HostingSettings = field(default_factory=HostingSettings)

@@ -14,6 +14,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 from hivemind_p2p.config import Settings
 from hivemind_p2p.dht import AuthorizerBase, DHTNode, RecordValidatorBase
 from hivemind_p2p.errors import ConfigError, NodeClosed
+from hivemind_p2p.nat import NAT
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.transport.api import Connection, Network, Stream, StreamHandler
 from hivemind_p2p.transport.identity import Identity
@@ -67,6 +68,7 @@ class Node:
         self._record_validators, self._authorizer = list(record_validators), authorizer
         self._stack: AsyncExitStack | None = None
         self._network: Network | None = None
+        self._nat: NAT | None = None
         self._rpc: RPC | None = None
         self._dht: DHTNode | None = None
 
@@ -84,6 +86,9 @@ class Node:
                 settings=self.settings.transport,
             )
             network: Network = await stack.enter_async_context(host)
+            nat = await stack.enter_async_context(
+                NAT(host, self.settings.nat, self.settings.relay, initial_peers=self._initial_peers)
+            )
             rpc = await stack.enter_async_context(RPC(network, self.settings.rpc))
             dht = await stack.enter_async_context(
                 DHTNode(
@@ -97,8 +102,9 @@ class Node:
             )
             network.set_peer_resolver(dht.find_peer)
             if self._initial_peers:
+                await nat.prepare(self.settings.nat.relay_timeout)  # so that the swarm hears where we are reached
                 await dht.bootstrap(self._initial_peers)
-            self._network, self._rpc, self._dht = network, rpc, dht
+            self._network, self._nat, self._rpc, self._dht = network, nat, rpc, dht
             self._stack = stack.pop_all()
         return self
 
@@ -106,13 +112,18 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._stack is not None
-        self._network = self._rpc = self._dht = None
+        self._network = self._nat = self._rpc = self._dht = None
         await self._stack.__aexit__(kind, error, trace)
 
     @property
     def network(self) -> Network:
         """Connections and streams."""
         return self._running(self._network)
+
+    @property
+    def nat(self) -> NAT:
+        """How we are reached: relays, hole punching."""
+        return self._running(self._nat)
 
     @property
     def rpc(self) -> RPC:

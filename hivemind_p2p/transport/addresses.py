@@ -1,4 +1,8 @@
-"""Multiaddrs, as far as this transport understands them: ``/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT[/p2p/ID]``."""
+"""Multiaddrs, as far as this transport understands them.
+
+Two shapes, each with or without ``/p2p/ID`` at its end: ``/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT``, where a peer can be
+dialled, and ``[that]/p2p/RELAY/p2p-circuit``, where a relay connects us to it. What is the one is never the other.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from hivemind_p2p.wire.peer_id import PeerID
 
 _P2P: Final = 421  # multicodec of /p2p
 _CACHED: Final = 4096  # every answer of a DHT peer names many addresses, mostly the same ones, and reading one is slow
+_CIRCUIT: Final = 290  # multicodec of /p2p-circuit
 _FAMILIES: Final = {
     "ip4": socket.AF_INET,
     "ip6": socket.AF_INET6,
@@ -54,6 +59,53 @@ def endpoint_of(maddr: Multiaddr) -> Endpoint | None:
     return Endpoint(str(parts[0][1]), int(parts[1][1]), _FAMILIES[parts[0][0]])
 
 
+@dataclass(frozen=True)
+class Circuit:
+    """Where a circuit address points: through which relay."""
+
+    relay: PeerID
+    relay_maddr: Multiaddr | None
+    """Where the relay listens, without ``/p2p``; None when the address does not say."""
+
+
+@lru_cache(_CACHED)
+def circuit_of(maddr: Multiaddr) -> Circuit | None:
+    """The circuit of an address without the last ``/p2p``; None for addresses of another shape (circuits in circuits,
+    relays that are not dialled over TCP)."""
+    try:
+        names = [protocol.name for protocol in maddr.protocols()]
+        if names[-2:] != ["p2p", "p2p-circuit"] or names.count("p2p-circuit") > 1:
+            return None
+        before, relay = split_peer(maddr.decapsulate_code(_CIRCUIT))
+    except (MultiaddrError, ValueError, LookupError):
+        return None
+    assert relay is not None
+    if len(names) > 2 and endpoint_of(before) is None:
+        return None
+    return Circuit(relay, before if len(names) > 2 else None)
+
+
+def circuit_maddr(relay: PeerID, relay_maddr: Multiaddr | None) -> Multiaddr:
+    """The address, without the last ``/p2p``, of whoever has a reservation at this relay.
+
+    Args:
+        relay_maddr: where the relay listens, without ``/p2p``; None: whoever dials must find out.
+    """
+    tail = Multiaddr(f"/p2p/{relay.base58}/p2p-circuit")
+    return tail if relay_maddr is None else relay_maddr.encapsulate(tail)
+
+
+@lru_cache(_CACHED)
+def is_public(maddr: Multiaddr) -> bool:
+    """Whether the address is of the whole internet: a global IP address, or a name."""
+    endpoint = endpoint_of(maddr)
+    if endpoint is None:
+        return False
+    return (
+        endpoint.host != "localhost" if endpoint.ip is None else endpoint.ip.is_global and not endpoint.ip.is_multicast
+    )
+
+
 @lru_cache(_CACHED)
 def split_peer(maddr: Multiaddr) -> tuple[Multiaddr, PeerID | None]:
     """Take the last ``/p2p/<id>`` off an address.
@@ -87,6 +139,9 @@ def maddr_of(host: str, port: int) -> Multiaddr:
 @lru_cache(_CACHED)
 def why_undialable(maddr: Multiaddr) -> str | None:
     """Why an address makes no sense to dial, in words; None when it does."""
+    circuit = circuit_of(maddr)
+    if circuit is not None:
+        return why_undialable(circuit.relay_maddr) if circuit.relay_maddr is not None else None
     endpoint = endpoint_of(maddr)
     if endpoint is None:
         return "not a TCP address that can be dialled (/ip4, /ip6, /dns, /dns4 or /dns6, then /tcp)"
@@ -105,8 +160,9 @@ def why_undialable(maddr: Multiaddr) -> str | None:
 
 
 def is_loopback(maddr: Multiaddr) -> bool:
-    """Whether the address is of the machine itself only."""
-    endpoint = endpoint_of(maddr)
+    """Whether the address is of the machine itself only; a circuit's is its relay's."""
+    circuit = circuit_of(maddr)
+    endpoint = endpoint_of(maddr if circuit is None or circuit.relay_maddr is None else circuit.relay_maddr)
     return endpoint is not None and (endpoint.ip.is_loopback if endpoint.ip else endpoint.host == "localhost")
 
 
@@ -125,6 +181,60 @@ def believable(maddrs: Iterable[Multiaddr], *, told_by: Multiaddr | None, limit:
         if why_undialable(maddr) is None and maddr not in kept and (local or not is_loopback(maddr)):
             kept.append(maddr)
     return kept
+
+
+def addresses_of(peer_id: PeerID, maddrs: Iterable[Multiaddr]) -> list[Multiaddr]:
+    """The addresses that are of this peer, or do not say whose they are; without the last ``/p2p``."""
+    found: list[Multiaddr] = []
+    for maddr in maddrs:
+        try:
+            bare, owner = split_peer(maddr)
+        except ValueError:  # no peer id that we know: whoever dials it finds out
+            bare, owner = maddr, None
+        if owner in (None, peer_id):
+            found.append(bare)
+    return found
+
+
+def public_first(maddrs: Iterable[Multiaddr]) -> tuple[list[Multiaddr], list[Multiaddr]]:
+    """The addresses of the whole internet, and the others."""
+    kept = list(maddrs)
+    return [maddr for maddr in kept if is_public(maddr)], [maddr for maddr in kept if not is_public(maddr)]
+
+
+def for_dialing(maddrs: Iterable[Multiaddr], near: Iterable[str] = ()) -> list[Multiaddr]:
+    """Addresses of one peer in the order in which they are worth trying, otherwise as they came.
+
+    Direct ones before circuits; but private ones that are not of a network of ours (``near``, such as
+    ``192.168.1.0/24``) come last: they are mostly of somebody else's.
+    """
+    networks = [ipaddress.ip_network(text, strict=False) for text in near]
+
+    def rank(maddr: Multiaddr) -> int:
+        if circuit_of(maddr) is not None:
+            return 1
+        endpoint = endpoint_of(maddr)
+        ip = endpoint.ip if endpoint is not None else None
+        is_far = ip is not None and not ip.is_global and not ip.is_loopback and all(ip not in net for net in networks)
+        return 2 if is_far else 0
+
+    return sorted(maddrs, key=rank)
+
+
+def interface_networks() -> list[str]:
+    """The IP networks that this machine has an interface in, such as ``192.168.1.7/24``."""
+    import psutil
+
+    return [
+        f"{entry.address.partition('%')[0]}/{_prefix_length(entry.netmask)}"
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family in (socket.AF_INET, socket.AF_INET6) and entry.netmask
+    ]
+
+
+def _prefix_length(netmask: str) -> int:
+    return int(ipaddress.ip_address(netmask)).bit_count()
 
 
 def interface_ips() -> list[str]:

@@ -7,7 +7,9 @@ No libp2p here, so that everything above can run over real sockets (``transport.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -32,6 +34,8 @@ class Stream(trio.abc.HalfCloseableStream, abc.ABC):
 
     peer_id: PeerID
     protocol: str
+    connection: Connection | None = None
+    """What carries it, where the network has connections of its own."""
 
     @abc.abstractmethod
     async def reset(self) -> None:
@@ -62,6 +66,27 @@ class Stream(trio.abc.HalfCloseableStream, abc.ABC):
         return bytes(buffer)
 
 
+@dataclass(frozen=True)
+class CircuitLimit:
+    """What a relay puts up with on one circuit before it ends it."""
+
+    seconds: float = math.inf
+    size: float = math.inf
+    """Bytes in each direction."""
+
+
+@dataclass(frozen=True)
+class PeerDescription:
+    """What a peer says about itself (identify): hints, all of it."""
+
+    agent: str = ""
+    protocols: frozenset[str] = frozenset()
+    maddrs: tuple[Multiaddr, ...] = ()
+    """Where it listens, without ``/p2p``; those that are worth remembering."""
+    observed: Multiaddr | None = None
+    """Where our connection comes from, as the peer sees it."""
+
+
 class Connection(abc.ABC):
     """One secured, multiplexed connection to one peer."""
 
@@ -70,6 +95,12 @@ class Connection(abc.ABC):
     """The address at the other end, without ``/p2p``; None when it cannot be known."""
     outbound: bool
     """Whether we dialled it."""
+    relay: PeerID | None = None
+    """The relay that it goes through; None when it is direct."""
+    limit: CircuitLimit | None = None
+    """What the relay puts up with; None when nobody limits it."""
+    description: PeerDescription | None = None
+    """What the peer says about itself, once it has."""
 
     @property
     @abc.abstractmethod

@@ -13,7 +13,7 @@ from multiaddr import Multiaddr
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, StreamError, StreamReset
 from hivemind_p2p.transport import negotiate
-from hivemind_p2p.transport.api import Stream, StreamHandler
+from hivemind_p2p.transport.api import CircuitLimit, Stream, StreamHandler
 from hivemind_p2p.transport.muxer import Muxer
 from hivemind_p2p.transport.registry import KeptConnection
 from hivemind_p2p.wire.peer_id import PeerID
@@ -29,6 +29,8 @@ class MuxedConnection(KeptConnection):
     Args:
         muxer: carries the streams.
         opened_at: the clock when the handshake was done.
+        relay: whom it goes through; None when it is direct.
+        limit: what that relay puts up with.
     """
 
     def __init__(
@@ -40,12 +42,20 @@ class MuxedConnection(KeptConnection):
         outbound: bool,
         opened_at: float,
         settings: TransportSettings,
+        relay: PeerID | None = None,
+        limit: CircuitLimit | None = None,
     ) -> None:
         self.peer_id = peer_id
+        self.relay = relay
+        self.limit = limit
         self.remote_maddr = remote_maddr
         self.outbound = outbound
         self.opened_at = opened_at
         self.used_at = opened_at
+        self.identified = trio.Event()
+        """Set when the peer has said who it is (``description``), or will not any more."""
+        self.ended = trio.Event()
+        """Set when the connection is gone."""
         self._muxer = muxer
         self._settings = settings
         self._serving = 0
@@ -73,6 +83,7 @@ class MuxedConnection(KeptConnection):
             await stream.reset()
             raise
         stream.protocol = protocol
+        stream.connection = self
         return stream
 
     async def aclose(self) -> None:
@@ -115,6 +126,7 @@ class MuxedConnection(KeptConnection):
                 stream.protocol = await negotiate.answer(stream, handlers)
         except trio.TooSlowError:
             raise StreamReset(f"{self.peer_id} opened a stream and did not say what for") from None
+        stream.connection = self
         handler = handlers.get(stream.protocol)
         if handler is None:
             raise StreamReset(f"{stream.protocol!r} is not served any more")
@@ -122,7 +134,8 @@ class MuxedConnection(KeptConnection):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._muxer.stream_count} streams"
-        return f"<Connection {'to' if self.outbound else 'from'} {self.peer_id!r} at {self.remote_maddr}, {state}>"
+        way = "" if self.relay is None else " limited" if self.limit is not None else " relayed"
+        return f"<Connection{way} {'to' if self.outbound else 'from'} {self.peer_id!r} at {self.remote_maddr}, {state}>"
 
 
 async def run_handler(handler: StreamHandler, stream: Stream) -> None:

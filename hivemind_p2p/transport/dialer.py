@@ -8,10 +8,11 @@ the last one gives up, it ends. ``race`` says which address is tried when; ``add
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import trio
 from multiaddr import Multiaddr
@@ -19,11 +20,12 @@ from multiaddr import Multiaddr
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import DialError, HivemindError, TransportError
 from hivemind_p2p.transport.address_book import AddressBook
-from hivemind_p2p.transport.addresses import why_undialable
+from hivemind_p2p.transport.addresses import for_dialing, why_undialable
 from hivemind_p2p.transport.api import Connection, PeerResolver
 from hivemind_p2p.transport.race import Lost, Race, Start, Wait
 from hivemind_p2p.wire.peer_id import PeerID
 
+_NETWORKS_AGE: Final = 60.0
 C = TypeVar("C", bound=Connection)
 
 
@@ -75,6 +77,7 @@ class Dialer(Generic[C]):
         nursery: owns the dials.
         attempt: connects to a peer at one address, secured; raises TransportError. Cancelled when it takes too long.
         register: takes a new connection into use; raises TransportError when there is no room.
+        networks: the networks of this machine's interfaces, see :func:`~.addresses.for_dialing`.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Dialer(Generic[C]):
         settings: TransportSettings,
         attempt: Callable[[PeerID, Multiaddr], Awaitable[C]],
         register: Callable[[C], None],
+        networks: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.resolver: PeerResolver | None = None
         self._nursery = nursery
@@ -92,6 +96,9 @@ class Dialer(Generic[C]):
         self._attempt = attempt
         self._register = register
         self._dials: dict[PeerID, _Dial[C]] = {}
+        self._look_up_networks = networks
+        self._known_networks: Sequence[str] = ()
+        self._networks_until = -math.inf
 
     async def dial(self, peer_id: PeerID, maddrs: Sequence[Multiaddr] = ()) -> C:
         """Connect to a peer.
@@ -104,7 +111,7 @@ class Dialer(Generic[C]):
         """
         dial = self._dials.get(peer_id)
         if dial is None:
-            known = self._book.candidates(peer_id, trio.current_time())
+            known = for_dialing(self._book.candidates(peer_id, trio.current_time()), self._networks())
             race = Race([*maddrs, *known], stagger=self._settings.dial_stagger, parallel=self._settings.dial_parallel)
             dial = self._dials[peer_id] = _Dial(race)
             self._nursery.start_soon(self._run, peer_id, dial)
@@ -206,6 +213,14 @@ class Dialer(Generic[C]):
         self._book.add(peer_id, fresh)
         dial.race.add(fresh)
         return bool(fresh)
+
+    def _networks(self) -> Sequence[str]:
+        """The networks of this machine's interfaces, looked up again now and then."""
+        now = trio.current_time()
+        if now >= self._networks_until:
+            self._networks_until = now + _NETWORKS_AGE
+            self._known_networks = self._look_up_networks()
+        return self._known_networks
 
     def _failure(self, peer_id: PeerID, dial: _Dial[C]) -> DialError:
         resting = self._book.resting(peer_id, trio.current_time())

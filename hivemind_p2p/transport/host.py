@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -32,19 +32,30 @@ from libp2p.abc import IListener, ITransport
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
-from hivemind_p2p.errors import ConnectionLost, DialError, ListenError, NodeClosed, StreamError, TransportError
+from hivemind_p2p.errors import ConnectionLost, DialError, ListenError, NodeClosed, TransportError
 from hivemind_p2p.transport import identify
 from hivemind_p2p.transport.address_book import AddressBook
-from hivemind_p2p.transport.addresses import believable, expand, interface_ips, split_peer, why_undialable, with_peer
-from hivemind_p2p.transport.api import Connection, PeerResolver, Stream, StreamHandler
+from hivemind_p2p.transport.addresses import (
+    addresses_of,
+    circuit_of,
+    expand,
+    interface_ips,
+    interface_networks,
+    public_first,
+    split_peer,
+    why_undialable,
+    with_peer,
+)
+from hivemind_p2p.transport.api import Connection, PeerDescription, PeerResolver, Stream, StreamHandler
 from hivemind_p2p.transport.connection import MuxedConnection
 from hivemind_p2p.transport.dialer import Dialer
+from hivemind_p2p.transport.establish import CircuitDialer, Establisher
 from hivemind_p2p.transport.identity import Identity
-from hivemind_p2p.transport.muxer import Muxer
+from hivemind_p2p.transport.introductions import Introductions
+from hivemind_p2p.transport.punch import Punch, Puncher
 from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.transport.registry import ConnectionRegistry
 from hivemind_p2p.transport.tcp import TCPTransport
-from hivemind_p2p.transport.upgrade import Upgrader
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
@@ -53,8 +64,8 @@ _RETIRE_AFTER: Final = 5.0
 _PING_IDLE: Final = 120.0
 
 
-class _Visible(NamedTuple):
-    """Where we are visible while we listen on ``bound``, and until when that is believed."""
+class _Listening(NamedTuple):
+    """Where we can be dialled while we listen on ``bound``, and until when that is believed."""
 
     bound: tuple[Multiaddr, ...]
     maddrs: tuple[Multiaddr, ...]
@@ -89,6 +100,7 @@ class Host:
         self._host_maddrs = tuple(host_maddrs)
         self._announce_maddrs = tuple(announce_maddrs)
         self._transport = transport if transport is not None else TCPTransport()
+        self._establisher = Establisher(identity, self.settings, self._transport)
         self._book = AddressBook(
             max_peers=self.settings.max_known_peers,
             max_per_peer=self.settings.max_addresses_per_peer,
@@ -96,28 +108,34 @@ class Host:
             backoff_max=self.settings.dial_backoff_max,
         )
         self._connections: ConnectionRegistry[MuxedConnection] = ConnectionRegistry(identity.peer_id)
+        self._introductions = Introductions(self.settings, self._describe, self._learned)
         self._handlers: dict[str, StreamHandler] = {
-            identify.IDENTIFY: self._answer_identify,
-            identify.PUSH: self._take_identify,
+            identify.IDENTIFY: self._introductions.answer,
+            identify.PUSH: self._introductions.take_push,
             identify.PING: identify.ping_handler(_PING_IDLE),
         }
         self._listeners: list[IListener] = []
-        self._visible = _Visible((), (), 0.0)
+        self._listening = _Listening((), (), 0.0)
         self._handshakes = 0
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
         self._dialer: Dialer[MuxedConnection] | None = None
-        self._upgrader: Upgrader | None = None
+        self._puncher: Puncher | None = None
+        self._extra_maddrs: tuple[Multiaddr, ...] = ()
+        self.on_identified: Callable[[MuxedConnection], None] = lambda connection: None
+        """Called each time that a peer has said who it is."""
 
     async def __aenter__(self) -> Self:
         if self._nursery_manager is not None:
             raise NodeClosed("this host was started before; make a new Host instead of entering one twice")
         if self.settings.quiet_libp2p and logging.getLogger("libp2p").level == logging.NOTSET:
             logging.getLogger("libp2p").setLevel(logging.CRITICAL)
-        self._upgrader = Upgrader(self.identity, self.settings)
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
-        self._dialer = Dialer(self._nursery, self._book, self.settings, self._attempt, self._register)
+        self._dialer = Dialer(
+            self._nursery, self._book, self.settings, self._establisher.dial, self._register, interface_networks
+        )
+        self._puncher = Puncher(self._nursery, self._transport, self.adopt)
         try:
             for maddr in self._host_maddrs:
                 await self._listen(maddr)
@@ -139,6 +157,8 @@ class Host:
                 for connection in list(self._connections):
                     closing.start_soon(connection.aclose)
         nursery.cancel_scope.cancel()
+        if isinstance(self._transport, TCPTransport):
+            self._transport.close()
         if error is None or isinstance(error, Exception):
             # The caller's own exception passes by the nursery, which would wrap it in a group.
             await self._nursery_manager.__aexit__(None, None, None)
@@ -154,18 +174,32 @@ class Host:
     def visible_maddrs(self) -> Sequence[Multiaddr]:
         """Addresses that others can dial, each ending in ``/p2p/<our id>``; empty when we do not listen.
 
-        What was given to announce; otherwise what we listen on, with 0.0.0.0 and :: replaced by the addresses of the
-        machine's interfaces (loopback only where that is all there is).
+        What was given to announce; otherwise what we listen on, and what else was found out about where we are
+        reached (:meth:`set_extra_maddrs`): that goes before private addresses, which mean nothing to most.
         """
-        if self._announce_maddrs:
-            return [with_peer(maddr, self.peer_id) for maddr in self._announce_maddrs]
+        maddrs: Iterable[Multiaddr] = self._announce_maddrs
+        if not maddrs:
+            everywhere, here = public_first(self.listen_maddrs)
+            maddrs = dict.fromkeys([*everywhere, *self._extra_maddrs, *here])
+        return [with_peer(maddr, self.peer_id) for maddr in maddrs]
+
+    @property
+    def listen_maddrs(self) -> Sequence[Multiaddr]:
+        """Where we listen, without ``/p2p``: 0.0.0.0 and :: replaced by the addresses of the machine's interfaces
+        (loopback only where that is all there is)."""
         bound = tuple(maddr for listener in self._listeners for maddr in listener.get_addrs())
         # Every call of the DHT tells where we are, and asking the system takes it half a millisecond.
-        if bound != self._visible.bound or time.monotonic() > self._visible.until:
-            maddrs = expand(bound, interface_ips()) if bound else ()
-            visible = tuple(with_peer(maddr, self.peer_id) for maddr in maddrs)
-            self._visible = _Visible(bound, visible, time.monotonic() + _INTERFACES_LAST)
-        return list(self._visible.maddrs)
+        if bound != self._listening.bound or time.monotonic() > self._listening.until:
+            maddrs = tuple(expand(bound, interface_ips())) if bound else ()
+            self._listening = _Listening(bound, maddrs, time.monotonic() + _INTERFACES_LAST)
+        return list(self._listening.maddrs)
+
+    def set_extra_maddrs(self, maddrs: Iterable[Multiaddr]) -> None:
+        """Announce these too (mapped ports, circuits), and tell the peers when they changed."""
+        extra = tuple(maddrs)
+        if extra != self._extra_maddrs:
+            self._extra_maddrs = extra
+            self._running()[0].start_soon(self._introductions.push, list(self._connections))
 
     async def connect(self, maddr: Multiaddr) -> PeerID:
         """Connect to the peer at ``maddr`` (which ends in ``/p2p/<id>``) unless we are connected; return its id.
@@ -187,6 +221,39 @@ class Host:
                 raise DialError(f"cannot dial {maddr}: {problem}", peer_id=peer_id.base58)
             await self._running()[1].dial(peer_id, [bare])
         return peer_id
+
+    def set_circuit_dialer(self, dial: CircuitDialer | None) -> None:
+        """Let ``dial`` connect us where only a relay leads; None: circuit addresses cannot be dialled."""
+        self._establisher.dial_circuit = dial
+
+    def punching(self, peer_id: PeerID, *, is_client: bool) -> AbstractContextManager[Punch]:
+        """Connect to a peer through NATs while it dials us too, see :mod:`.punch`.
+
+        Args:
+            is_client: our role in securing what comes up, as agreed with the peer.
+        """
+        self._running()
+        assert self._puncher is not None
+        return self._puncher.punching(peer_id, is_client=is_client)
+
+    async def adopt(self, raw: RawConnection, peer_id: PeerID | None = None, *, as_client: bool) -> MuxedConnection:
+        """Secure a connection that came about in another way than by our dials and listeners, and take it into use.
+
+        Args:
+            peer_id: who must be at the other end; a client has to know.
+            as_client: our role in securing it.
+
+        Raises:
+            TransportError: the handshake failed, somebody else is there, or there is no room. Then it is closed.
+        """
+        self._running()
+        connection = await self._establisher.secure(raw, peer_id, as_client=as_client)
+        try:
+            self._register(connection)
+        except TransportError:
+            await connection.aclose()
+            raise
+        return connection
 
     async def open_stream(self, peer_id: PeerID, protocol: str) -> Stream:
         """Open a stream to a peer, connecting first when needed.
@@ -218,14 +285,14 @@ class Host:
         else:
             self._handlers[protocol] = handler
 
-    def connections(self, peer_id: PeerID | None = None) -> Sequence[Connection]:
+    def connections(self, peer_id: PeerID | None = None) -> Sequence[MuxedConnection]:
         """Open connections, to one peer (the one in use first) or to all."""
         return self._connections.of(peer_id)
 
     def add_addresses(self, peer_id: PeerID, maddrs: Iterable[Multiaddr]) -> None:
         """Remember where a peer may be reached (bounded per peer; hints, never trusted)."""
         if peer_id != self.peer_id:
-            self._book.add(peer_id, (maddr for maddr, owner in map(_split, maddrs) if owner in (None, peer_id)))
+            self._book.add(peer_id, addresses_of(peer_id, maddrs))
 
     def addresses(self, peer_id: PeerID) -> Sequence[Multiaddr]:
         """The addresses remembered for a peer, best first, without ``/p2p``."""
@@ -260,36 +327,15 @@ class Host:
         if self._handshakes >= self.settings.max_handshakes or not self._has_room():
             await raw.close()
             return
-        assert self._upgrader is not None
+        assert self._puncher is not None
+        client_of = self._puncher.expected(raw.remote)
         self._handshakes += 1
         try:
-            with trio.fail_after(self.settings.handshake_timeout):
-                muxer = await self._upgrader.inbound(raw)
-        except (TransportError, trio.TooSlowError) as error:
-            logger.debug("a connection from %s did not get through its handshake: %s", raw.remote, error)
-            return
+            await self.adopt(raw, client_of, as_client=client_of is not None)
+        except TransportError as error:
+            logger.debug("a connection from %s was not taken: %s", raw.remote, error)
         finally:
             self._handshakes -= 1
-        connection = self._wrap(muxer, raw, outbound=False)
-        if connection.peer_id == self.peer_id:
-            await connection.aclose()
-            return
-        try:
-            self._register(connection)
-        except TransportError as error:
-            logger.debug("a connection from %s was refused: %s", raw.remote, error)
-            await connection.aclose()
-
-    async def _attempt(self, peer_id: PeerID, maddr: Multiaddr) -> MuxedConnection:
-        assert self._upgrader is not None
-        raw = await self._transport.dial(maddr)
-        assert isinstance(raw, RawConnection)
-        return self._wrap(await self._upgrader.outbound(raw, peer_id), raw, outbound=True)
-
-    def _wrap(self, muxer: Muxer, raw: RawConnection, *, outbound: bool) -> MuxedConnection:
-        return MuxedConnection(
-            muxer, muxer.peer_id, raw.remote, outbound=outbound, opened_at=trio.current_time(), settings=self.settings
-        )
 
     def _register(self, connection: MuxedConnection) -> None:
         """Take a new connection into use. Raises TransportError when there is no room."""
@@ -305,6 +351,8 @@ class Host:
             nursery.start_soon(self._retire, loser)
         self._book.heard_of(connection.peer_id)
         nursery.start_soon(self._serve, connection)
+        assert self._puncher is not None
+        self._puncher.connected(connection)
         if not connection.outbound:
             dialer.connected(connection)
 
@@ -315,60 +363,33 @@ class Host:
     async def _serve(self, connection: MuxedConnection) -> None:
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._identify, connection)
+                nursery.start_soon(self._introductions.ask, connection)
                 await connection.serve(self._handlers)
                 nursery.cancel_scope.cancel()
         finally:
             self._connections.remove(connection)
+            connection.identified.set()
+            connection.ended.set()
 
     async def _retire(self, connection: MuxedConnection) -> None:
-        """Close a connection that another one replaced, once nobody has used it for a while."""
+        """Close a connection that another one replaced, once nobody has used it for a while and unless it is the one
+        in use again."""
         while not connection.closed:
             await trio.sleep(_RETIRE_AFTER)
+            if self._connections.best(connection.peer_id) is connection:
+                return
             if connection.idle and trio.current_time() - connection.used_at >= _RETIRE_AFTER:
                 await connection.aclose()
 
-    async def _identify(self, connection: MuxedConnection) -> None:
-        """Ask a new peer where it listens."""
-        try:
-            with trio.move_on_after(self.settings.negotiate_timeout):
-                stream = await connection.open_stream(identify.IDENTIFY)
-                try:
-                    self._believe(connection.remote_maddr, stream.peer_id, await identify.read_addresses(stream))
-                finally:
-                    await stream.aclose()
-        except TransportError as error:
-            logger.debug("%s did not identify itself: %s", connection.peer_id, error)
-
-    async def _take_identify(self, stream: Stream) -> None:
-        """A peer tells by itself that its addresses changed."""
-        with trio.move_on_after(self.settings.negotiate_timeout):
-            maddrs = await identify.read_addresses(stream)
-            self._believe(self._remote_of(stream), stream.peer_id, maddrs)
-
-    async def _answer_identify(self, stream: Stream) -> None:
-        answer = identify.describe(
+    def _describe(self, observed: Multiaddr | None) -> bytes:
+        return identify.describe(
             public_key=self.identity.public_key_bytes,
             listening=self.visible_maddrs,
             protocols=sorted(self._handlers),
-            observed=self._remote_of(stream),
+            observed=observed if observed is not None and circuit_of(observed) is None else None,
         )
-        try:
-            await stream.send_all(answer)
-        except StreamError as error:
-            logger.debug("%s asked who we are and left: %s", stream.peer_id, error)
 
-    def _remote_of(self, stream: Stream) -> Multiaddr | None:
-        connection = self._connections.best(stream.peer_id)
-        return connection.remote_maddr if connection is not None else None
-
-    def _believe(self, told_by: Multiaddr | None, peer_id: PeerID, maddrs: Iterable[Multiaddr]) -> None:
-        limit = self.settings.max_addresses_per_peer
-        self.add_addresses(peer_id, believable(maddrs, told_by=told_by, limit=limit))
-
-
-def _split(maddr: Multiaddr) -> tuple[Multiaddr, PeerID | None]:
-    try:
-        return split_peer(maddr)
-    except ValueError:
-        return maddr, None
+    def _learned(self, connection: Connection, said: PeerDescription) -> None:
+        self.add_addresses(connection.peer_id, said.maddrs)
+        assert isinstance(connection, MuxedConnection)
+        self.on_identified(connection)

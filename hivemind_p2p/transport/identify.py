@@ -6,6 +6,7 @@ that the handshake proved, whatever it says.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -17,12 +18,13 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.errors import StreamEnded, StreamReset
 from hivemind_p2p.transport.addresses import split_peer
-from hivemind_p2p.transport.api import Stream, StreamHandler
+from hivemind_p2p.transport.api import PeerDescription, Stream, StreamHandler
 
 IDENTIFY: Final = "/ipfs/id/1.0.0"
 PUSH: Final = "/ipfs/id/push/1.0.0"
 PING: Final = "/ipfs/ping/1.0.0"
 _LARGEST: Final = 64 * 1024
+_MOST_PROTOCOLS: Final = 256
 _PING_SIZE: Final = 32
 _AGENT: Final = "hivemind-p2p"
 _PROTOCOL_VERSION: Final = "ipfs/0.1.0"
@@ -51,8 +53,8 @@ def describe(
     return bytes([*prefix, length]) + message
 
 
-async def read_addresses(stream: Stream) -> list[Multiaddr]:
-    """Read one identify message and return the addresses in it, without ``/p2p``; malformed ones are left out.
+async def read_description(stream: Stream) -> PeerDescription:
+    """Read one identify message; malformed addresses in it are left out.
 
     Raises:
         StreamError: the stream failed, or what came is not an identify message.
@@ -72,8 +74,18 @@ async def read_addresses(stream: Stream) -> list[Multiaddr]:
         message = Identify.FromString(await stream.read_exactly(length))
     except DecodeError:
         raise StreamReset(f"{stream.peer_id} sent an identify message that is none") from None
+    observed = _maddrs([message.observed_addr] if message.observed_addr else [])
+    return PeerDescription(
+        agent=message.agent_version,
+        protocols=frozenset(itertools.islice(message.protocols, _MOST_PROTOCOLS)),
+        maddrs=tuple(_maddrs(message.listen_addrs)),
+        observed=observed[0] if observed else None,
+    )
+
+
+def _maddrs(encoded: Iterable[bytes]) -> list[Multiaddr]:
     maddrs = []
-    for raw in message.listen_addrs:
+    for raw in encoded:
         try:
             maddrs.append(split_peer(Multiaddr(raw))[0])
         except (MultiaddrError, ValueError, LookupError):

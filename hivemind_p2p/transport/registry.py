@@ -4,7 +4,7 @@ When two peers dial each other at once, each ends up with two connections. Both 
 asking, and nobody may cut a connection that the other is using. So: new streams go to the connection that the peer
 with the smaller id dialled; of two that the same side dialled, or that are not of one moment, to the newer one (the
 older may be dead without our knowing). The other one is retired: closed once no stream has been open on it for a
-while, by the side that dialled it.
+while, by the side that dialled it. And always a direct connection goes before a relayed one, whenever they came about.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ class ConnectionRegistry(Generic[C]):
         self._count += 1
         connections.append(connection)
         connections.sort(key=lambda each: -each.opened_at)
-        if len(connections) > 1:
-            best = connections[0]
-            for other in connections[1:]:
-                best = self._better(best, other)
-            connections.remove(best)
-            connections.insert(0, best)
+        candidates = [each for each in connections if each.relay is None and not each.closed] or connections
+        best = candidates[0]
+        for other in candidates[1:]:
+            best = self._better(best, other)
+        connections.remove(best)
+        connections.sort(key=lambda each: each.relay is not None)
+        connections.insert(0, best)
         best = connections[0]
         return [each for each in connections[1:] if each.outbound or best.outbound == each.outbound]
 

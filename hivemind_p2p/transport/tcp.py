@@ -2,13 +2,15 @@
 
 libp2p's own TCP transport turns every failure into the same words, opens the same port twice without complaint
 (``SO_REUSEPORT``), and runs its listeners in tasks that belong to nobody. This one leaves a listener's task in the
-nursery that is set as its ``background_nursery``, as libp2p's swarm does.
+nursery that is set as its ``background_nursery``, as libp2p's swarm does. Dials leave from the port that is listened on
+(``shared_port``), so that NATs can be punched through.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import random
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -20,8 +22,12 @@ from multiaddr import Multiaddr
 from hivemind_p2p.errors import ListenError, TransportError
 from hivemind_p2p.transport.addresses import Endpoint, endpoint_of, maddr_of, split_peer
 from hivemind_p2p.transport.raw import RawConnection
+from hivemind_p2p.transport.shared_port import SharedPort, bare_socket
 
 _BACKLOG: Final = 1024
+_PUNCH_PAUSE: Final = (0.02, 0.05)
+_SOURCE_FAILED: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EINVAL, errno.EACCES})
+_PUNCH_AGAIN: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EADDRNOTAVAIL, errno.EADDRINUSE})
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 Handler = Callable[[RawConnection], Awaitable[None]]
@@ -30,33 +36,64 @@ Handler = Callable[[RawConnection], Awaitable[None]]
 class TCPTransport(ITransport):
     """Dials and listens on ``/ip4|ip6|dns|dns4|dns6/.../tcp/...``."""
 
-    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+    def __init__(self) -> None:
+        self.shared_port = SharedPort()
+
+    async def dial(self, maddr: Multiaddr, *, from_shared_port: bool = True) -> IRawConnection:
         """Connect; a name's addresses are tried one after the other. Bound it with a cancel scope.
+
+        Args:
+            from_shared_port: leave from the port that we listen on, where that is possible.
 
         Raises:
             TransportError: in words, why it failed.
         """
-        bare, _ = split_peer(maddr)
-        endpoint = endpoint_of(bare)
-        if endpoint is None:
-            raise TransportError(f"{bare} is not a TCP address")
         failures: list[str] = []
-        for family, target in await _resolve(endpoint):
-            sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        for family, target in await _resolve(_endpoint(maddr)):
             try:
-                await sock.connect(target)
+                return await self._connect(family, target, from_shared_port=from_shared_port)
             except OSError as error:
-                sock.close()
                 failures.append(_reason(error))
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return _wrap(trio.SocketStream(sock), initiator=True)
         raise TransportError("; ".join(dict.fromkeys(failures)))
 
+    async def punch(self, maddr: Multiaddr) -> RawConnection:
+        """Connect through a hole that the other side opens by dialling us at the same time. Bound it with a scope.
+
+        There is one dial at a time, since two cannot have the same addresses and ports at both ends. What refuses (a
+        NAT that answers for the host behind it) is dialled again at once; silence is left to TCP's own repetitions.
+
+        Raises:
+            TransportError: it cannot be dialled from the shared port at all.
+        """
+        endpoint = _endpoint(maddr)
+        if endpoint.ip is None:
+            raise TransportError(f"{maddr} is a name; only an IP address can be punched through to")
+        target = (endpoint.host, endpoint.port)
+        while True:
+            try:
+                sock = await self.shared_port.dialling(endpoint.family, endpoint.host)
+                return await _connected(sock, target)
+            except OSError as error:
+                if error.errno not in _PUNCH_AGAIN:
+                    raise TransportError(_reason(error)) from None
+            await trio.sleep(random.uniform(*_PUNCH_PAUSE))
+
+    async def _connect(self, family: int, target: Any, *, from_shared_port: bool) -> RawConnection:
+        if from_shared_port:
+            try:
+                return await _connected(await self.shared_port.dialling(family, target[0]), target)
+            except OSError as error:
+                if error.errno not in _SOURCE_FAILED:
+                    raise
+        # That pair of addresses is in use (a connection that ended just now), or the source cannot reach the target.
+        return await _connected(bare_socket(family), target)
+
+    def close(self) -> None:
+        """Give up the port that dials left from, where nothing listened on it."""
+        self.shared_port.close()
+
     def create_listener(self, handler_function: Callable[..., Awaitable[None]]) -> TCPListener:
-        return TCPListener(handler_function)
+        return TCPListener(handler_function, self.shared_port)
 
     def can_dial(self, maddr: Multiaddr) -> bool:
         return endpoint_of(split_peer(maddr)[0]) is not None
@@ -74,8 +111,9 @@ class TCPListener(IListener):
 
     background_nursery: trio.Nursery
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, shared_port: SharedPort) -> None:
         self._handler = handler
+        self._shared_port = shared_port
         self._listener: trio.SocketListener | None = None
         self._scope = trio.CancelScope()
 
@@ -93,7 +131,7 @@ class TCPListener(IListener):
         if endpoint.port > 65535:
             raise ListenError(f"cannot listen on {maddr}: ports end at 65535")
         try:
-            self._listener = await _bind(endpoint)
+            self._listener = await _bind(endpoint, self._shared_port)
         except OSError as error:
             raise ListenError(f"cannot listen on {maddr}: {_advice(error)}") from None
         self.background_nursery.start_soon(self._serve)
@@ -129,7 +167,24 @@ class TCPListener(IListener):
         return f"<TCPListener on {', '.join(map(str, self.get_addrs())) or 'nothing'}>"
 
 
-async def _bind(endpoint: Endpoint) -> trio.SocketListener:
+def _endpoint(maddr: Multiaddr) -> Endpoint:
+    bare, _ = split_peer(maddr)
+    endpoint = endpoint_of(bare)
+    if endpoint is None:
+        raise TransportError(f"{bare} is not a TCP address")
+    return endpoint
+
+
+async def _connected(sock: trio.socket.SocketType, target: Any) -> RawConnection:
+    try:
+        await sock.connect(target)
+    except BaseException:
+        sock.close()
+        raise
+    return _wrap(trio.SocketStream(sock), initiator=True)
+
+
+async def _bind(endpoint: Endpoint, shared_port: SharedPort) -> trio.SocketListener:
     sock = trio.socket.socket(endpoint.family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":  # elsewhere it would let two programs share the port
@@ -137,6 +192,7 @@ async def _bind(endpoint: Endpoint) -> trio.SocketListener:
         if endpoint.family == socket.AF_INET6:  # so that :: and 0.0.0.0 can both be listened on, each with its own
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         await sock.bind((endpoint.host, endpoint.port))
+        shared_port.listen(sock)
         sock.listen(_BACKLOG)
     except BaseException:
         sock.close()

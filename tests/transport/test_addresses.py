@@ -6,10 +6,15 @@ import pytest
 from multiaddr import Multiaddr
 
 from hivemind_p2p.transport.addresses import (
+    Circuit,
     believable,
+    circuit_maddr,
+    circuit_of,
     endpoint_of,
     expand,
+    for_dialing,
     interface_ips,
+    is_public,
     maddr_of,
     split_peer,
     why_undialable,
@@ -39,7 +44,9 @@ def test_dialable_addresses(text):
         ("/ip6/fe80::1/tcp/1", "link-local"),
         ("/ip4/203.0.113.5/udp/4001/quic-v1", "not a TCP address"),
         ("/ip4/203.0.113.5/tcp/4001/ws", "not a TCP address"),
-        (f"/ip4/203.0.113.5/tcp/4001/p2p/{PEER}/p2p-circuit", "not a TCP address"),
+        (f"/ip4/203.0.113.5/udp/4001/quic-v1/p2p/{PEER}/p2p-circuit", "not a TCP address"),
+        (f"/ip4/203.0.113.5/tcp/4001/p2p/{PEER}/p2p-circuit/p2p/{PEER}/p2p-circuit", "not a TCP address"),
+        (f"/ip4/0.0.0.0/tcp/4001/p2p/{PEER}/p2p-circuit", "an address to listen on"),
         ("/dnsaddr/bootstrap.libp2p.io", "not a TCP address"),
     ],
 )
@@ -91,3 +98,40 @@ def test_only_who_is_on_this_machine_may_name_loopback():
     assert believable(told, told_by=None, limit=9) == told[1:2]
     assert believable(told, told_by=near, limit=9) == told[:2]
     assert believable(told * 3, told_by=near, limit=1) == told[:1]
+
+
+def test_a_circuit_is_told_from_a_direct_address():
+    relay = PEER
+    at = Multiaddr("/ip4/203.0.113.5/tcp/4001")
+    circuit = circuit_maddr(relay, at)
+    assert str(circuit) == f"/ip4/203.0.113.5/tcp/4001/p2p/{PEER}/p2p-circuit"
+    assert circuit_of(circuit) == Circuit(relay, at)
+    assert circuit_of(circuit_maddr(relay, None)) == Circuit(relay, None)
+    assert circuit_of(at) is None
+    assert circuit_of(Multiaddr(f"/ip4/203.0.113.5/tcp/4001/p2p/{PEER}")) is None
+    assert endpoint_of(circuit) is None
+    assert not is_public(circuit)
+    assert split_peer(with_peer(circuit, relay)) == (circuit, relay)
+
+
+def test_direct_addresses_are_tried_before_circuits_and_far_private_ones_last():
+    circuit = circuit_maddr(PEER, Multiaddr("/ip4/44.1.1.1/tcp/1"))
+    near, far, public = (Multiaddr(f"/ip4/{ip}/tcp/1") for ip in ("192.168.1.9", "10.0.0.9", "44.2.2.2"))
+    assert for_dialing([circuit, far, near, public], ["192.168.1.7/24"]) == [near, public, circuit, far]
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("/ip4/44.1.1.1/tcp/1", True),
+        ("/dns4/example.com/tcp/1", True),
+        ("/dns4/localhost/tcp/1", False),
+        ("/ip4/192.168.1.1/tcp/1", False),
+        ("/ip4/100.64.0.1/tcp/1", False),
+        ("/ip4/224.0.0.1/tcp/1", False),
+        ("/ip6/2600::1/tcp/1", True),
+        ("/ip6/fd00::1/tcp/1", False),
+    ],
+)
+def test_what_is_public(text: str, public: bool):
+    assert is_public(Multiaddr(text)) is public

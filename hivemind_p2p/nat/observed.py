@@ -1,0 +1,63 @@
+"""Our addresses as others see them. Pure: time is passed in.
+
+One observer is believed: an address that a liar told costs a dial into the void, one that we did not believe costs the
+direct connection.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from multiaddr import Multiaddr
+
+from hivemind_p2p.transport.addresses import endpoint_of
+from hivemind_p2p.wire.peer_id import PeerID
+
+_MOST_OBSERVERS: Final = 64
+_AGE: Final = 3600.0
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one peer sees of us."""
+
+    maddr: Multiaddr
+    at: float
+
+
+class ObservedAddresses:
+    """The latest observation of each of so many peers, for an hour."""
+
+    def __init__(self) -> None:
+        self._by_observer: OrderedDict[PeerID, Observation] = OrderedDict()
+
+    def add(self, observer: PeerID, maddr: Multiaddr, now: float) -> bool:
+        """Note what a peer sees over a direct connection; whether our IP address is new to us."""
+        endpoint = endpoint_of(maddr)
+        if endpoint is None or endpoint.ip is None:
+            return False
+        is_new = endpoint.host not in self.ips(now)
+        self._by_observer[observer] = Observation(maddr, now)
+        self._by_observer.move_to_end(observer)
+        while len(self._by_observer) > _MOST_OBSERVERS:
+            self._by_observer.popitem(last=False)
+        return is_new
+
+    def maddrs(self, now: float) -> list[Multiaddr]:
+        """Where we are seen, by the most peers first, the latest first among those."""
+        votes: dict[Multiaddr, int] = {}
+        for observation in reversed(self._fresh(now)):
+            votes[observation.maddr] = votes.get(observation.maddr, 0) + 1
+        return sorted(votes, key=lambda maddr: -votes[maddr])
+
+    def ips(self, now: float) -> set[str]:
+        """The IP addresses that we are seen at."""
+        return {endpoint.host for maddr in self.maddrs(now) if (endpoint := endpoint_of(maddr)) is not None}
+
+    def _fresh(self, now: float) -> list[Observation]:
+        return [observation for observation in self._by_observer.values() if now - observation.at <= _AGE]
+
+    def __repr__(self) -> str:
+        return f"<ObservedAddresses of {len(self._by_observer)} observers>"

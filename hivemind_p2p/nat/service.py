@@ -1,0 +1,144 @@
+"""``NAT``: everything about being reached, composed: relays used and served, hole punching, what others see of us."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import trio
+from multiaddr import Multiaddr
+
+from hivemind_p2p.config import NATSettings, RelaySettings
+from hivemind_p2p.errors import NodeClosed
+from hivemind_p2p.nat import punch_targets
+from hivemind_p2p.nat.hole_punching import HolePuncher
+from hivemind_p2p.nat.observed import ObservedAddresses
+from hivemind_p2p.nat.relay_client import RelayClient
+from hivemind_p2p.nat.relay_keeper import RelayKeeper
+from hivemind_p2p.nat.relay_service import RelayService
+from hivemind_p2p.transport.addresses import circuit_of, split_peer
+from hivemind_p2p.wire.peer_id import PeerID
+
+if TYPE_CHECKING:
+    from hivemind_p2p.transport.connection import MuxedConnection
+    from hivemind_p2p.transport.host import Host
+
+logger = logging.getLogger(__name__)
+
+
+class NAT:
+    """How one host is reached: ``async with NAT(host, ...) as nat``, while the host runs.
+
+    Args:
+        initial_peers: addresses of peers that may be relays, each ending in ``/p2p/<peer id>``.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        settings: NATSettings | None = None,
+        relay_settings: RelaySettings | None = None,
+        *,
+        initial_peers: Iterable[Multiaddr] = (),
+    ) -> None:
+        self.settings = settings if settings is not None else NATSettings()
+        self.relay_settings = relay_settings if relay_settings is not None else RelaySettings()
+        self.observed = ObservedAddresses()
+        self.service = RelayService(host, self.relay_settings)
+        self.client = RelayClient(host, timeout=self.settings.relay_timeout, taken=self._taken)
+        self.keeper = RelayKeeper(host, self.client, self.settings, self._announce)
+        self.puncher = HolePuncher(host, self.settings, self._offer)
+        self._host = host
+        self._initial_peers = [split_peer(maddr) for maddr in initial_peers]
+        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
+        self._nursery: trio.Nursery | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._nursery_manager is not None:
+            raise NodeClosed("this was started before; make a new NAT instead of entering one twice")
+        self._nursery_manager = trio.open_nursery()
+        self._nursery = await self._nursery_manager.__aenter__()
+        self._host.on_identified = self._identified
+        self.client.start()
+        if self.settings.hole_punching:
+            self.puncher.start()
+        listens = bool(self._host.listen_maddrs)
+        serve = self.relay_settings.serve
+        if listens and (serve == "always" or (serve == "auto" and not self._initial_peers)):
+            self.service.start()
+        self.keeper.want(self.settings.relays if listens else 0)
+        self._nursery.start_soon(self.keeper.run)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._nursery_manager is not None
+        assert self._nursery is not None
+        self._host.on_identified = lambda connection: None
+        self.client.stop()
+        self.puncher.stop()
+        self.service.stop()
+        self._nursery.cancel_scope.cancel()
+        self._nursery = None
+        if error is None or isinstance(error, Exception):
+            # The caller's own exception passes by the nursery, which would wrap it in a group.
+            await self._nursery_manager.__aexit__(None, None, None)
+            return None
+        return await self._nursery_manager.__aexit__(kind, error, trace)
+
+    async def prepare(self, timeout: float) -> None:
+        """Ask the initial peers to relay for us and wait until one does, or all have said no.
+
+        Best effort: whoever joins the swarm next finds out what is wrong with these peers, and says so.
+
+        Args:
+            timeout: the most seconds that it may take.
+        """
+        known = [
+            (maddr, peer_id) for maddr, peer_id in self._initial_peers if peer_id not in (None, self._host.peer_id)
+        ]
+        for maddr, peer_id in known:
+            if peer_id is not None and circuit_of(maddr) is None:
+                self._host.add_addresses(peer_id, [maddr])
+                self.keeper.given(peer_id)
+        with trio.move_on_after(timeout):
+            await self.keeper.settled()
+
+    @property
+    def relays(self) -> Sequence[PeerID]:
+        """The relays that connect others to us."""
+        return list(self.keeper.held)
+
+    def _identified(self, connection: MuxedConnection) -> None:
+        """A peer said who it is, and how it sees us."""
+        assert self._nursery is not None
+        said = connection.description
+        if connection.relay is not None or said is None:
+            return
+        if said.observed is not None:
+            self.observed.add(connection.peer_id, said.observed, trio.current_time())
+        self.keeper.met(connection)
+        self._nursery.start_soon(self._watch, connection)
+
+    async def _watch(self, connection: MuxedConnection) -> None:
+        await connection.ended.wait()
+        self.service.lost(connection)
+
+    def _taken(self, connection: MuxedConnection) -> None:
+        """Somebody came to us through a relay."""
+        if self.settings.hole_punching and self._nursery is not None:
+            self._nursery.start_soon(self.puncher.lead, connection)
+
+    def _announce(self) -> None:
+        """Tell others where we are reached now."""
+        self._host.set_extra_maddrs(self.keeper.maddrs)
+
+    def _offer(self) -> list[Multiaddr]:
+        return punch_targets.offer(self._host.listen_maddrs, self.observed.maddrs(trio.current_time()))
+
+    def __repr__(self) -> str:
+        return f"<NAT, {len(self.keeper.held)} relays, {self.service!r}, {self.puncher!r}>"

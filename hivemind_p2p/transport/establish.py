@@ -1,0 +1,110 @@
+"""From an address, or from bytes that came about somehow, to a secured connection that nobody uses yet."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+from libp2p.abc import ITransport
+from multiaddr import Multiaddr
+
+from hivemind_p2p.config import TransportSettings
+from hivemind_p2p.errors import TransportError
+from hivemind_p2p.transport.addresses import circuit_of
+from hivemind_p2p.transport.circuit import CircuitConnection
+from hivemind_p2p.transport.connection import MuxedConnection
+from hivemind_p2p.transport.dialer import WrongPeer
+from hivemind_p2p.transport.identity import Identity
+from hivemind_p2p.transport.muxer import Muxer
+from hivemind_p2p.transport.raw import RawConnection
+from hivemind_p2p.transport.tcp import TCPTransport
+from hivemind_p2p.transport.upgrade import Upgrader
+from hivemind_p2p.wire.peer_id import PeerID
+
+CircuitDialer = Callable[[PeerID, Multiaddr], Awaitable[CircuitConnection]]
+"""Has a relay connect us to a peer at a circuit address (without the last ``/p2p``); raises TransportError."""
+
+
+class Establisher:
+    """Makes the connections of one host.
+
+    Args:
+        transport: dials what is not a circuit.
+    """
+
+    def __init__(self, identity: Identity, settings: TransportSettings, transport: ITransport) -> None:
+        self.dial_circuit: CircuitDialer | None = None
+        """Dials circuit addresses; without it they cannot be dialled."""
+        self._own_id = identity.peer_id
+        self._settings = settings
+        self._transport = transport
+        self._upgrader = Upgrader(identity, settings)
+
+    async def dial(self, peer_id: PeerID, maddr: Multiaddr) -> MuxedConnection:
+        """Connect to a peer at one address. Bound it with a cancel scope.
+
+        Raises:
+            WrongPeer: somebody else lives there.
+            TransportError: it did not work.
+        """
+        if circuit_of(maddr) is not None:
+            if self.dial_circuit is None:
+                raise TransportError("this host uses no relays")
+            circuit = await self.dial_circuit(peer_id, maddr)
+            return self._wrap(await self._upgrader.outbound(circuit, peer_id), circuit, outbound=True)
+        raw = await self._transport.dial(maddr)
+        assert isinstance(raw, RawConnection)
+        try:
+            muxer = await self._upgrader.outbound(raw, peer_id)
+        except WrongPeer:
+            raise
+        except TransportError:
+            if not isinstance(self._transport, TCPTransport):
+                raise
+            # Two peers that dial each other at one moment, from the ports that they listen on, make one connection of
+            # which both are the client. From another port it cannot happen.
+            raw = await self._transport.dial(maddr, from_shared_port=False)
+            assert isinstance(raw, RawConnection)
+            muxer = await self._upgrader.outbound(raw, peer_id)
+        return self._wrap(muxer, raw, outbound=True)
+
+    async def secure(self, raw: RawConnection, peer_id: PeerID | None, *, as_client: bool) -> MuxedConnection:
+        """Secure a connection that came about in another way; it is closed when that fails.
+
+        Args:
+            peer_id: who must be at the other end; None: anybody but us. A client has to know.
+            as_client: our role in the handshake.
+
+        Raises:
+            TransportError: the handshake failed or took too long, or somebody else is there.
+        """
+        try:
+            with trio.fail_after(self._settings.handshake_timeout):
+                if as_client:
+                    assert peer_id is not None
+                    muxer = await self._upgrader.outbound(raw, peer_id)
+                else:
+                    muxer = await self._upgrader.inbound(raw)
+        except trio.TooSlowError:
+            raise TransportError(f"no handshake within {self._settings.handshake_timeout:g} s") from None
+        connection = self._wrap(muxer, raw, outbound=as_client)
+        if connection.peer_id == self._own_id or peer_id not in (None, connection.peer_id):
+            await connection.aclose()
+            raise WrongPeer(f"somebody else is there: {connection.peer_id}")
+        return connection
+
+    def _wrap(self, muxer: Muxer, raw: RawConnection, *, outbound: bool) -> MuxedConnection:
+        relayed = raw if isinstance(raw, CircuitConnection) else None
+        return MuxedConnection(
+            muxer,
+            muxer.peer_id,
+            raw.remote,
+            outbound=outbound,
+            opened_at=trio.current_time(),
+            settings=self._settings,
+            relay=relayed.relay if relayed else None,
+            limit=relayed.limit if relayed else None,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Establisher for {self._own_id!r} over {', '.join(self._transport.protocols())}>"

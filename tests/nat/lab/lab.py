@@ -1,0 +1,218 @@
+"""A lab: one simulated internet (a flat public /24) with public hosts and sites behind NATs on it.
+
+::
+
+    with Lab("x", delay_ms=10) as lab:
+        relay = lab.public("relay")
+        a = lab.site("a", "port-restricted")          # a.host, a.router, a.public_ip
+        b = lab.site("b", "symmetric", hosts=2)       # two hosts behind one NAT: b.hosts[0], b.hosts[1]
+        b.host.run(["ping", "-c1", relay.ip])
+        print(probe(lab, a))                          # what the NAT really does
+
+The public /24 defaults to addresses that libraries take for globally routable (the documentation ranges are classed as
+unroutable, which changes what nodes announce).
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.nat.lab.kinds import KINDS, nat_rules
+from tests.nat.lab.namespaces import Host, in_netns, sh
+from tests.nat.lab.switch import TapSwitch
+
+PREFIX = "nl"
+
+
+@dataclass
+class Site:
+    name: str
+    kind: str
+    public_ip: str
+    hosts: list
+    routers: list
+
+    @property
+    def host(self) -> Host:
+        return self.hosts[0]
+
+    @property
+    def router(self) -> Host | None:
+        return self.routers[0] if self.routers else None
+
+
+class Lab:
+    """delay_ms: one-way delay of each endpoint's access link (a path crosses two). With any delay, loss or rate the
+    public switch is a userspace process part of this program; without, it is a kernel bridge."""
+
+    def __init__(
+        self, tag: str = "0", public_net: str = "44.44.44", delay_ms: float = 0, loss: float = 0, rate_mbit: float = 0
+    ):
+        self.tag, self.net3 = tag, public_net
+        self.delay_ms, self.loss, self.rate_mbit = delay_ms, loss, rate_mbit
+        self.prefix = f"{PREFIX}{tag}-"
+        self.hosts: dict[str, Host] = {}
+        self.sites: dict[str, Site] = {}
+        self.namespaces: list[str] = []
+        self._ips = itertools.count(10)
+        self._lans = itertools.count(1)
+        self._links = itertools.count(1)
+        self.switch: TapSwitch | None = (
+            TapSwitch(loss=loss, rate_mbit=rate_mbit) if (delay_ms or loss or rate_mbit) else None
+        )
+        try:
+            self._ns("inet")
+            if self.switch is None:
+                self._ip("inet", "link add br0 type bridge")
+                self._ip("inet", "link set br0 up")
+        except BaseException:
+            self.close()
+            raise
+
+    # -- building blocks
+    def _ns(self, name: str) -> str:
+        ns = self.prefix + name
+        sh("ip", "netns", "add", ns)
+        self.namespaces.append(ns)
+        self._ip(name, "link set lo up")
+        with in_netns(ns):  # /proc/sys/net shows the reader's namespace
+            for key, value in (
+                ("ipv4/ip_forward", "0"),
+                ("ipv6/conf/all/disable_ipv6", "1"),
+                ("ipv4/ip_local_port_range", "20000 29999"),
+            ):
+                Path("/proc/sys/net", key).write_text(value)
+        return ns
+
+    def _ip(self, name: str, args: str) -> str:
+        return sh("ip", "-n", self.prefix + name, *args.split())
+
+    def _veth(self, ns_a: str, dev_a: str, ns_b: str, dev_b: str) -> None:
+        """Both ends are made inside namespaces: nothing appears in the machine's own."""
+        sh(
+            "ip",
+            "-n",
+            self.prefix + ns_a,
+            "link",
+            "add",
+            dev_a,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            dev_b,
+            "netns",
+            self.prefix + ns_b,
+        )
+        self._ip(ns_a, f"link set {dev_a} up")
+        self._ip(ns_b, f"link set {dev_b} up")
+
+    def _uplink(self, name: str, delay_ms: float | None) -> str:
+        """Gives namespace `name` a device `wan` on the public switch, with a new public address."""
+        ip = f"{self.net3}.{next(self._ips)}"
+        if self.switch is not None:
+            self.switch.add(self.prefix + name, "wan", self.delay_ms if delay_ms is None else delay_ms)
+            self._ip(name, "link set wan up")
+        else:
+            port = f"p{next(self._links)}"
+            self._veth(name, "wan", "inet", port)
+            self._ip("inet", f"link set {port} master br0")
+        self._ip(name, f"addr add {ip}/24 dev wan")
+        return ip
+
+    def public(self, name: str, delay_ms: float | None = None) -> Host:
+        host = Host(name, self._ns(name), "")
+        host.ip = self._uplink(name, delay_ms)
+        self.hosts[name] = host
+        return host
+
+    def site(self, name: str, kind: str, hosts: int = 1, delay_ms: float | None = None) -> Site:
+        if kind not in KINDS:
+            raise ValueError(f"unknown NAT kind {kind!r}; one of {', '.join(KINDS)}")
+        if kind in ("none", "firewalled"):
+            host = self.public(name, delay_ms)
+            if kind == "firewalled":
+                host.nft(
+                    "table inet fw { chain inbound { type filter hook input priority 0; policy drop; "
+                    "iifname lo accept; ct state established,related accept; }; }\n"
+                )
+            site = Site(name, kind, host.ip, [host], [])
+        elif kind.startswith("cgnat"):
+            self._ns(f"{name}-cgn")
+            public_ip = self._uplink(f"{name}-cgn", delay_ms)
+            lan = next(self._lans)
+            carrier = Host(f"{name}-cgn", self.prefix + f"{name}-cgn", public_ip)
+            self._lan(f"{name}-cgn", f"100.64.{lan}.1/24")
+            self._ns(f"{name}-rt")
+            self._join(f"{name}-rt", "wan", f"{name}-cgn", f"100.64.{lan}.2/24", f"100.64.{lan}.1")
+            self._nat(carrier, "symmetric" if kind.endswith("symmetric") else "port-restricted")
+            router = Host(f"{name}-rt", self.prefix + f"{name}-rt", f"100.64.{lan}.2")
+            site = Site(name, kind, public_ip, self._behind(name, hosts), [router, carrier])
+            self._nat(router, "port-restricted")
+        else:
+            self._ns(f"{name}-rt")
+            public_ip = self._uplink(f"{name}-rt", delay_ms)
+            router = Host(f"{name}-rt", self.prefix + f"{name}-rt", public_ip)
+            site = Site(name, kind, public_ip, self._behind(name, hosts), [router])
+            self._nat(router, kind)
+        for host in site.hosts:
+            host.site = site
+            self.hosts[host.name] = host
+        self.sites[name] = site
+        return site
+
+    def _lan(self, router: str, addr: str) -> None:
+        self._ip(router, "link add lan type bridge")
+        self._ip(router, "link set lan up")
+        self._ip(router, f"addr add {addr} dev lan")
+
+    def _join(self, name: str, dev: str, router: str, addr: str, gateway: str) -> None:
+        port = f"l{next(self._links)}"
+        self._veth(name, dev, router, port)
+        self._ip(router, f"link set {port} master lan")
+        self._ip(name, f"addr add {addr} dev {dev}")
+        self._ip(name, f"route add default via {gateway}")
+
+    def _behind(self, name: str, count: int) -> list:
+        lan = next(self._lans)
+        self._lan(f"{name}-rt", f"192.168.{lan}.1/24")
+        made = []
+        for index in range(count):
+            host = name if count == 1 else f"{name}{index + 1}"
+            ns = self._ns(host)
+            self._join(host, "eth0", f"{name}-rt", f"192.168.{lan}.{100 + index}/24", f"192.168.{lan}.1")
+            made.append(Host(host, ns, f"192.168.{lan}.{100 + index}"))
+        return made
+
+    def _nat(self, router: Host, kind: str) -> None:
+        with in_netns(router.ns):
+            for key, value in (("ipv4/ip_forward", "1"), ("netfilter/nf_conntrack_tcp_loose", "1")):
+                Path("/proc/sys/net", key).write_text(value)
+        router.nft(nat_rules(kind, router.ip))
+
+    # -- life
+    def flush_mappings(self, site: Site) -> None:
+        """Makes a site's routers forget all mappings, as a reboot would."""
+        for router in site.routers:
+            kind = site.kind if router is site.routers[-1] else "port-restricted"
+            router.nft("flush ruleset\n")
+            kind = {"cgnat": "port-restricted", "cgnat-symmetric": "symmetric"}.get(kind, kind)
+            router.nft(nat_rules(kind, router.ip))
+            if subprocess.run(["which", "conntrack"], capture_output=True).returncode == 0:
+                router.run(["conntrack", "-F"], capture_output=True)
+
+    def close(self) -> None:
+        if self.switch is not None:
+            self.switch.close()
+        for ns in self.namespaces:
+            sh("ip", "netns", "del", ns, check=False)
+        self.namespaces.clear()
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()

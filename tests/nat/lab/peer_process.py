@@ -1,0 +1,179 @@
+"""The process of one node in a lab: enters its namespace, starts a ``Node``, and does what it is told."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection as Pipe
+from typing import Any
+
+import trio
+from multiaddr import Multiaddr
+
+from hivemind_p2p.config import Settings
+from hivemind_p2p.config_sources import load_settings
+from hivemind_p2p.errors import HivemindError
+from hivemind_p2p.nat import NAT
+from hivemind_p2p.node import DEFAULT_HOST_MADDRS, Node
+from hivemind_p2p.transport.api import Connection, Stream
+from hivemind_p2p.transport.host import Host
+from hivemind_p2p.transport.identity import Identity
+from hivemind_p2p.wire.peer_id import PeerID
+from tests.nat.lab.namespaces import enter
+
+ECHO = "/test/echo/1.0.0"
+SINK = "/test/sink/1.0.0"
+_CHUNK = 1 << 20
+
+
+def main(pipe: Pipe, ns: str, options: dict[str, Any]) -> None:
+    enter(ns)
+    if os.environ.get("LAB_LOG"):
+        import logging
+
+        logging.basicConfig(level=logging.WARNING, format=f"%(relativeCreated)d {ns} %(name)s: %(message)s")
+        logging.getLogger("hivemind_p2p").setLevel(os.environ["LAB_LOG"])
+    trio.run(_serve, pipe, options)
+
+
+async def _serve(pipe: Pipe, options: dict[str, Any]) -> None:
+    settings = load_settings(options.pop("settings", {}), environ={})
+    try:
+        async with (Node if options.pop("dht", True) else _bare)(settings=settings, **options) as node:
+            node.set_stream_handler(ECHO, _echo)
+            node.set_stream_handler(SINK, _sink)
+            maddrs = [str(maddr) for maddr in node.visible_maddrs]
+            pipe.send((False, {"peer_id": node.peer_id.base58, "maddrs": maddrs}))
+            commands = Commands(node)
+            while True:
+                try:
+                    command, args = await trio.to_thread.run_sync(pipe.recv, abandon_on_cancel=True)
+                except EOFError:
+                    return
+                try:
+                    pipe.send((False, await getattr(commands, command)(*args)))
+                except (HivemindError, trio.TooSlowError) as error:
+                    pipe.send((True, f"{command}{args}: {type(error).__name__}: {error}"))
+    except HivemindError as error:
+        pipe.send((True, f"{type(error).__name__}: {error}"))
+
+
+@asynccontextmanager
+async def _bare(
+    settings: Settings, host_maddrs: Sequence[str] = DEFAULT_HOST_MADDRS, initial_peers: Sequence[str] = ()
+) -> AsyncIterator[Any]:
+    """A host and what reaches it, as in a ``Node``, without calls and DHT."""
+    relays = [Multiaddr(maddr) for maddr in initial_peers]
+    identity = Identity.generate()
+    async with (
+        Host(identity, host_maddrs=[Multiaddr(maddr) for maddr in host_maddrs], settings=settings.transport) as host,
+        NAT(host, settings.nat, settings.relay, initial_peers=relays) as nat,
+    ):
+        await nat.prepare(10)
+        host.nat = nat
+        yield host
+
+
+class Commands:
+    """What a test may ask of a node."""
+
+    def __init__(self, node: Any) -> None:
+        self.node = node
+
+    async def connect(self, maddr: str) -> float:
+        """Connect and call once; seconds that it took."""
+        began = time.perf_counter()
+        peer_id = await self.node.connect(Multiaddr(maddr))
+        await self.call(peer_id.base58)
+        return time.perf_counter() - began
+
+    async def call(self, peer: str, size: int = 100) -> str:
+        """Send bytes and get them back over a new stream; the path that it took."""
+        data = os.urandom(size)
+        with trio.fail_after(20):
+            stream = await self.node.open_stream(PeerID.from_base58(peer), ECHO)
+            async with stream:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_send, stream, data)
+                    assert await stream.read_exactly(size) == data
+                return _path(stream.connection)
+
+    async def until_direct(self, maddr: str, seconds: float) -> tuple[float, float | None]:
+        """Connect; seconds until a first call was answered, and until the peer was connected directly (None: not)."""
+        began = time.perf_counter()
+        reached = await self.connect(maddr)
+        peer_id = PeerID.from_base58(maddr.rpartition("/")[2])
+        with trio.move_on_after(seconds):
+            while True:
+                if any(each.relay is None for each in self.node.connections(peer_id)):
+                    return reached, time.perf_counter() - began
+                await trio.sleep(0.005)
+        return reached, None
+
+    async def paths(self, peer: str) -> list[str]:
+        """How we are connected to a peer, the connection in use first."""
+        return [_path(each) for each in self.node.connections(PeerID.from_base58(peer))]
+
+    async def visible(self) -> list[str]:
+        return [str(maddr) for maddr in self.node.visible_maddrs]
+
+    async def relays(self) -> list[str]:
+        return [relay.base58 for relay in self.node.nat.relays]
+
+    async def sources(self) -> list[str]:
+        """Where the direct connections that others dialled come from."""
+        connections = [each for each in self.node.connections() if each.relay is None and not each.outbound]
+        return [str(each.remote_maddr) for each in connections]
+
+    async def call_until(self, peer: str, path: str, seconds: float) -> float:
+        """Call again and again until a call takes a path that begins like this; seconds that it took."""
+        began = time.perf_counter()
+        last: object = "nothing tried"
+        with trio.move_on_after(seconds):
+            while True:
+                try:
+                    with trio.fail_after(3):
+                        last = await self.call(peer)
+                    if str(last).startswith(path):
+                        return time.perf_counter() - began
+                except (HivemindError, trio.TooSlowError) as error:
+                    last = error
+                await trio.sleep(0.1)
+        raise HivemindError(f"no call was {path} within {seconds:g} s: {last}")
+
+    async def send(self, peer: str, size: int) -> tuple[float, str]:
+        """Send bytes to the peer's sink; seconds until it had them all, and the path."""
+        chunk = memoryview(os.urandom(min(size, _CHUNK)))
+        stream = await self.node.open_stream(PeerID.from_base58(peer), SINK)
+        async with stream:
+            began = time.perf_counter()
+            for start in range(0, size, _CHUNK):
+                await stream.send_all(chunk[: size - start])
+            await stream.send_eof()
+            assert int(await stream.read_exactly(16)) == size
+            return time.perf_counter() - began, _path(stream.connection)
+
+
+async def _send(stream: Stream, data: bytes) -> None:
+    await stream.send_all(data)
+    await stream.send_eof()
+
+
+async def _echo(stream: Stream) -> None:
+    while data := await stream.receive_some():
+        await stream.send_all(data)
+
+
+async def _sink(stream: Stream) -> None:
+    size = 0
+    while data := await stream.receive_some():
+        size += len(data)
+    await stream.send_all(b"%016d" % size)
+
+
+def _path(connection: Connection | None) -> str:
+    if connection is None:
+        return "unknown"
+    return "direct" if connection.relay is None else f"relayed by {connection.relay.base58}"
