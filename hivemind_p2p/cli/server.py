@@ -100,10 +100,6 @@ def server(
 
 async def host_experts(settings: Settings, *, as_json: bool) -> None:
     """Create the experts, join the swarm, say so, and host until cancelled; then withdraw them."""
-    # OpenMP's threads spin while they wait for each other, unless told otherwise before torch is loaded. Where somebody
-    # else wants the cores, a second server, a trainer, our own network, that costs many times what it computes.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
     import trio
 
     # Threads of OpenMP that wait for each other by spinning, which is its default, bring servers that share a machine's

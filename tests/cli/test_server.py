@@ -73,6 +73,22 @@ def test_ctrl_c_on_a_terminal(tmp_path):
                 screen.read(1)
 
 
+def test_ctrl_c_while_it_joins():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = (
+            f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/12D3KooWGRUKGW7mDAjHXwVCHdVtMXLxVyMhLbfSXqfKy7rnWhVz"
+        )
+        command = [sys.executable, "-m", "hivemind_p2p", "server", *LISTEN, *NOP, "--initial-peers", address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            connection, _ = silent.accept()  # and says nothing to it
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=30) == (b"", b"")
+            assert process.returncode == 0
+            connection.close()
+
+
 def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as exit_:
         cli.main(["server", *LISTEN, "--hidden-dim", "8", *arguments])
