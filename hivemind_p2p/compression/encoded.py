@@ -112,7 +112,7 @@ def encode(tensor: torch.Tensor, compression: int) -> tuple[Header, bytes]:
         raise CodecError(f"{chosen.name} carries no {tensor.dtype}, only {writes}; send it with NONE")
     if max(tensor.shape, default=0) >= 2**32:
         raise CodecError(f"no dimension can be longer than {2**32 - 1}; this tensor is {list(tensor.shape)}")
-    with torch.inference_mode(mode=False), torch.no_grad():  # codecs write to what they make
+    with torch.inference_mode(mode=False):  # codecs write to what they make
         plain = plain.to("cpu").resolve_conj().resolve_neg()
         data = CODECS[chosen].encode(plain)
         if data is None:
@@ -155,7 +155,7 @@ class ReceivedTensor:
             CodecError: the bytes contradict themselves.
         """
         header = self.header
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with torch.inference_mode(mode=False):
             sections = SectionReader(self.data)
             tensor = CODECS[header.compression].decode(sections, header.size, header.dtype, self.length)
         return tensor.requires_grad_(header.requires_grad)

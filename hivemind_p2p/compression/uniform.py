@@ -66,7 +66,7 @@ def _range(flat: torch.Tensor, extent: Extent, sample: torch.Tensor) -> tuple[fl
     """Where the first bin should begin and the last one end."""
     mean, std = extent.mean, _deviation(flat, extent.mean, extent.high - extent.low)
     farthest_down, farthest_up = (mean - extent.low) / std, (extent.high - mean) / std
-    reaches = [(min(reach, farthest_down), min(reach, farthest_up)) for reach in _REACHES]
+    reaches = dict.fromkeys((min(reach, farthest_down), min(reach, farthest_up)) for reach in _REACHES)
     normal = (sample - mean) / std
     down, up = min(reaches, key=lambda reach: _squared_error(normal, *reach))
     return mean - down * std, mean + up * std
