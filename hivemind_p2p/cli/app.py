@@ -10,6 +10,7 @@ import typer
 
 from hivemind_p2p import __version__
 from hivemind_p2p.cli.bootstrap import bootstrap
+from hivemind_p2p.cli.dht import dht
 from hivemind_p2p.cli.ping import ping
 from hivemind_p2p.cli.server import server
 from hivemind_p2p.errors import HivemindError
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(bootstrap)
 app.command()(server)
 app.command()(ping)
+app.add_typer(dht)
 
 
 def _print_version(wanted: bool) -> None:

@@ -32,6 +32,7 @@ from hivemind_p2p.dht.messages import PeerContact, StoreItem
 from hivemind_p2p.dht.protocol import DHTProtocol
 from hivemind_p2p.dht.search import Searches
 from hivemind_p2p.dht.store import store_items
+from hivemind_p2p.dht.survey import PeerReport, survey
 from hivemind_p2p.dht.upkeep import Upkeep
 from hivemind_p2p.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase, Signer
 from hivemind_p2p.errors import InvalidRecord, NodeClosed
@@ -280,6 +281,16 @@ class DHTNode:
         """
         self._running()
         return await find_peer(self.protocol, peer_id)
+
+    async def survey(self, max_nodes: int = 10_000) -> list[PeerReport]:
+        """Every node of the swarm that can be found, ourselves excepted, and how it answers; in the order of ids."""
+        self._running()
+        return await survey(self.protocol, max_nodes=max_nodes)
+
+    @property
+    def clock_offset(self) -> float | None:
+        """Seconds by which the clocks of most peers that we pinged are ahead of ours; None: nobody was asked."""
+        return self.protocol.clock_offsets.median
 
     def __repr__(self) -> str:
         state = "closed" if self._searches is None else "client" if self.protocol.client_mode else "serving"

@@ -22,6 +22,7 @@ from hivemind_p2p.dht import messages
 from hivemind_p2p.dht.asking import asking
 from hivemind_p2p.dht.authorization import AuthorizerBase, Request
 from hivemind_p2p.dht.blacklist import Blacklist
+from hivemind_p2p.dht.clock import ClockOffsets
 from hivemind_p2p.dht.keys import DHTID
 from hivemind_p2p.dht.messages import FindAnswer, Found, PeerContact, StoreItem
 from hivemind_p2p.dht.peer_routing import PeerRouting
@@ -102,6 +103,7 @@ class DHTProtocol:
         """Called for every contact that was not in the table before."""
         self.on_contact_to_ping: Callable[[PeerContact], None] = lambda contact: None
         """Called for every contact that stands in the way of another and may be dead."""
+        self.clock_offsets = ClockOffsets(settings.max_clock_skew / 2)
         self.peer_routing = PeerRouting(rpc.network, settings, clock)
         self._limiter = trio.CapacityLimiter(settings.parallel_rpc)
 
@@ -144,6 +146,7 @@ class DHTProtocol:
         skew = 0.0
         if response.dht_time:
             skew = response.dht_time - min(max(response.dht_time, asked), answered)
+            self.clock_offsets.add(peer, skew)
         return Pong(node_id, response.available, skew)
 
     async def store(self, peer: PeerID, items: Sequence[StoreItem]) -> list[Verdict] | None:

@@ -1,0 +1,91 @@
+"""``hivemind-p2p dht`` against a running peer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from hivemind_p2p.cli import app as cli
+from hivemind_p2p.cli.dht import parsed
+
+
+@pytest.fixture
+def swarm(start_node) -> str:
+    return start_node("bootstrap", "--host-maddrs", "/ip4/127.0.0.1/tcp/0").address
+
+
+def dht(swarm: str, *arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "hivemind_p2p", "dht", *arguments, "--initial-peers", swarm]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+def as_json(swarm: str, *arguments: str) -> tuple[int, Any]:
+    code, out = dht(swarm, *arguments, "--json")
+    return code, json.loads(out)
+
+
+def test_what_is_put_is_got(swarm: str):
+    assert dht(swarm, "put", "key", "[1, 2.5]") == (0, "stored for 300 s\n")
+    code, found = as_json(swarm, "get", "key")
+    assert (code, found["has_subkeys"]) == (0, False)
+    [record] = found["records"]
+    assert record["value"] == [1, 2.5]
+    assert 200 < record["expires_in_s"] <= 300
+    code, answer = as_json(swarm, "put", "key", "older", "--expires-in", "60")
+    assert (code, answer["stored"]) == (1, False)
+    for number in range(2):
+        assert as_json(swarm, "put", "[1, 2]", f"part {number}", "--subkey", str(number))[0] == 0
+    code, found = as_json(swarm, "get", "[1, 2]")
+    assert {record["subkey"]: record["value"] for record in found["records"]} == {0: "part 0", 1: "part 1"}
+    code, table = dht(swarm, "get", "[1, 2]")
+    assert "subkey" in table
+    assert "part 1" in table
+
+
+def test_what_is_not_there_is_exit_1(swarm: str):
+    assert as_json(swarm, "get", "nobody's") == (1, {"found": False})
+    stranger = "12D3KooWSzyjKBkg2TrVkdoZqcPZXxPrZpF1xwMBmdPAdaB7yZRs"
+    assert as_json(swarm, "find-peer", stranger) == (1, {"peer_id": stranger, "addresses": []})
+
+
+def test_peers_are_found_and_surveyed(swarm: str, start_node):
+    other = start_node("bootstrap", "--host-maddrs", "/ip4/127.0.0.1/tcp/0", "--initial-peers", swarm)
+    code, out = dht(swarm, "find-peer", other.ready["peer_id"])
+    assert (code, other.address in out.splitlines()) == (0, True)
+    code, stats = as_json(swarm, "stats")
+    assert code == 0
+    assert stats["nodes"] == stats["answering"] == 2
+    assert abs(stats["clock_offset_s"]) < 1
+    assert other.ready["peer_id"] in {peer["peer_id"] for peer in stats["peers"]}
+    code, table = dht(swarm, "stats")
+    assert "2 nodes, 2 of them answer; their clocks are" in table
+    assert other.ready["peer_id"] in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["get", "key"], "say which swarm"),
+        (["find-peer", "me", "--initial-peers", "nowhere"], "not a multiaddr"),
+    ],
+)
+def test_wrong_arguments_are_explained(capsys, arguments, text):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["dht", *arguments])
+    assert exit_.value.code == 1
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "hashable"),
+    [("5", 5, 5), ('"5"', "5", "5"), ("ffn.0.", "ffn.0.", "ffn.0."), ("[1, [2]]", [1, [2]], (1, (2,)))],
+)
+def test_words_are_json_where_they_can_be(text, value, hashable):
+    assert parsed(text) == value
+    assert parsed(text, hashable=True) == hashable
