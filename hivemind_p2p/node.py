@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,13 +14,19 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.config import Settings
 from hivemind_p2p.dht import AuthorizerBase, DHTNode, RecordValidatorBase
+<<<<<<< HEAD
 from hivemind_p2p.errors import ConfigError, NodeClosed
 from hivemind_p2p.nat import NAT
+=======
+from hivemind_p2p.dht.remembered import path_beside
+from hivemind_p2p.errors import BootstrapError, ConfigError, NodeClosed
+>>>>>>> c4f2ff2 (DHT: peers of the last run are remembered beside the identity; two swarms become one on the first contact between them)
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.transport.api import Connection, Network, Stream, StreamHandler
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.wire.peer_id import PeerID
 
+logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 DEFAULT_HOST_MADDRS = ("/ip4/0.0.0.0/tcp/0",)
 
@@ -28,7 +35,8 @@ class Node:
     """One peer of a swarm: ``async with Node(initial_peers=[...]) as node``.
 
     Entering it listens, joins the swarm through any live one of ``initial_peers`` and serves the DHT; leaving it stops
-    all of that. A node without initial peers is the first of its swarm.
+    all of that. A node without initial peers is the first of its swarm; one with an identity file also remembers its
+    peers, next to that file, and comes back to them when no initial peer answers, or none is given.
 
     Args:
         initial_peers: addresses of live peers, each ending in ``/p2p/<peer id>``.
@@ -44,7 +52,7 @@ class Node:
         ConfigError: an address is malformed, or lacks its ``/p2p/<peer id>``.
         IdentityError: the identity file is broken.
         ListenError: an address to listen on cannot be used.
-        BootstrapError: none of the initial peers answered.
+        BootstrapError: none of the initial peers answered, nor any of the last run.
     """
 
     def __init__(
@@ -98,13 +106,19 @@ class Node:
                     record_validators=self._record_validators,
                     identity=identity,
                     authorizer=self._authorizer,
+                    remember_in=None if self._identity_path is None else path_beside(self._identity_path),
                 )
             )
             network.set_peer_resolver(dht.find_peer)
+<<<<<<< HEAD
             if self._initial_peers:
                 await nat.prepare(self.settings.nat.relay_timeout)  # so that the swarm hears where we are reached
                 await dht.bootstrap(self._initial_peers)
             self._network, self._nat, self._rpc, self._dht = network, nat, rpc, dht
+=======
+            await self._join(dht)
+            self._network, self._rpc, self._dht = network, rpc, dht
+>>>>>>> c4f2ff2 (DHT: peers of the last run are remembered beside the identity; two swarms become one on the first contact between them)
             self._stack = stack.pop_all()
         return self
 
@@ -176,6 +190,18 @@ class Node:
             return "<Node, not running>"
         mode = ", client mode" if self.client_mode else ""
         return f"<Node {self.peer_id.base58[-8:]}, {len(self.connections())} connections{mode}>"
+
+    async def _join(self, dht: DHTNode) -> None:
+        """Through the initial peers; through those of the last run when none of them answers, or there are none."""
+        if not self._initial_peers:
+            await dht.rejoin()
+            return
+        try:
+            await dht.bootstrap(self._initial_peers)
+        except BootstrapError as error:
+            if not await dht.rejoin():
+                raise
+            logger.warning("joined through peers of the last run instead of the initial ones: %s", error)
 
     def _running(self, part: _T | None) -> _T:
         if part is None:

@@ -13,14 +13,16 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht import keys as keys_module
+from hivemind_p2p.dht import remembered
 from hivemind_p2p.dht.authorization import AuthorizerBase
 from hivemind_p2p.dht.caching import Caching
 from hivemind_p2p.dht.clock import get_dht_time
@@ -35,7 +37,7 @@ from hivemind_p2p.dht.store import store_items
 from hivemind_p2p.dht.survey import PeerReport, survey
 from hivemind_p2p.dht.upkeep import Upkeep
 from hivemind_p2p.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase, Signer
-from hivemind_p2p.errors import InvalidRecord, NodeClosed
+from hivemind_p2p.errors import BootstrapError, InvalidRecord, NodeClosed
 from hivemind_p2p.kademlia import SHA1, ValueWithExpiration
 from hivemind_p2p.kademlia.records import Record
 from hivemind_p2p.wire import msgpack
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from hivemind_p2p.rpc import RPC
 
 logger = logging.getLogger(__name__)
+_FIRST_NOTE: Final = 30.0
+_NOTE_EVERY: Final = 300.0
 
 
 class DHTNode:
@@ -60,6 +64,7 @@ class DHTNode:
         record_validators: judge and sign records, see :mod:`hivemind_p2p.dht.validation`.
         identity: what validators may sign with.
         authorizer: for a moderated swarm, see :mod:`hivemind_p2p.dht.authorization`.
+        remember_in: file in which peers are kept from run to run, see :meth:`rejoin`. None: nowhere.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class DHTNode:
         record_validators: Iterable[RecordValidatorBase] = (),
         identity: Signer | None = None,
         authorizer: AuthorizerBase | None = None,
+        remember_in: Path | None = None,
     ) -> None:
         self.settings = settings if settings is not None else DHTSettings()
         own_id = keys_module.node_id_of(rpc.network.peer_id) if node_id is None else node_id
@@ -89,6 +95,7 @@ class DHTNode:
         )
         self.add_validators(record_validators)
         self._upkeep = Upkeep(self.protocol, random if random is not None else random_module.Random())
+        self._remember_in = remember_in
         self._caching = Caching(self.protocol, self._upkeep.send_later)
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
         self._searches: Searches | None = None
@@ -106,6 +113,8 @@ class DHTNode:
         self._nursery = nursery
         self._searches = Searches(self.protocol, nursery, self._caching.after_get)
         nursery.start_soon(self._upkeep.run)
+        if self._remember_in is not None:
+            nursery.start_soon(self._remember_for_ever)
         nursery.start_soon(self._caching.run, self._searches)
         self.protocol.serve()
         return self
@@ -115,6 +124,7 @@ class DHTNode:
     ) -> bool | None:
         assert self._nursery_manager is not None
         self.protocol.stop()
+        self._remember()
         self._searches = None
         self._nursery.cancel_scope.cancel()
         if error is None or isinstance(error, Exception):
@@ -144,6 +154,22 @@ class DHTNode:
         """
         self._running()
         await join(self.protocol, initial_peers)
+
+    async def rejoin(self) -> bool:
+        """Join through the peers of the last run; False when none of them is there any more.
+
+        They are noted every few minutes and at the end, if ``remember_in`` says where.
+        """
+        self._running()
+        maddrs = [] if self._remember_in is None else remembered.load(self._remember_in)
+        if not maddrs:
+            return False
+        try:
+            await join(self.protocol, maddrs)
+        except BootstrapError as error:
+            logger.info("none of the peers of the last run: %s", error)
+            return False
+        return True
 
     async def store(
         self,
@@ -303,6 +329,16 @@ class DHTNode:
         if self._searches is None:
             raise NodeClosed("this DHT node is not running: use it inside `async with DHTNode(rpc) as dht`")
         return self._searches
+
+    def _remember(self) -> None:
+        if self._remember_in is not None:
+            remembered.save(self._remember_in, remembered.worth_remembering(self.protocol))
+
+    async def _remember_for_ever(self) -> None:
+        await trio.sleep(_FIRST_NOTE)
+        while True:
+            self._remember()
+            await trio.sleep(_NOTE_EVERY)
 
     def _sign(self, key: DHTKey, record: DHTRecord) -> bytes:
         """The value as it is to be stored."""

@@ -3,6 +3,10 @@
 * A contact that stands in the way of a newcomer is pinged, and makes room if it is silent.
 * A node that we meet for the first time is given the records that it should hold and that we answer for, being the
   nearest to their keys of all whom we know.
+* Now and then the nearest of the nodes that we met last is asked whom it knows near us. Strangers are pinged. Several
+  at once mean that it comes from a swarm, or a part of one, that we had not heard of: then all buckets are refreshed,
+  and so nodes near and far meet us, and ask us in their turn. In this way two swarms become one within a minute of the
+  first contact between them, while newcomers cost a node one request in half a minute at most.
 * Buckets from which nobody was heard for ``refresh_timeout`` are refreshed by looking up an id in each.
 
 Jobs wait in a short queue for a few workers. When it is full a job is dropped: the table then learns a little later.
@@ -11,8 +15,11 @@ Jobs wait in a short queue for a few workers. When it is full a job is dropped: 
 from __future__ import annotations
 
 import logging
+import math
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import trio
@@ -27,6 +34,11 @@ Job = Callable[[], Awaitable[object]]
 _QUEUE: Final = 256
 _WORKERS: Final = 8
 _RECORDS_AT_ONCE: Final = 64
+_PROBE_AFTER: Final = 1.0
+_PROBE_EVERY: Final = 30.0
+_MET: Final = 64
+_ANOTHER_SWARM: Final = 4
+_TOUR_EVERY: Final = 60.0
 
 
 class Upkeep:
@@ -38,10 +50,15 @@ class Upkeep:
 
     def __init__(self, protocol: DHTProtocol, random: random.Random) -> None:
         self._protocol, self._random = protocol, random
+        self._neighbours = min(2 * protocol.settings.num_replicas, protocol.settings.bucket_size)
+        self._greeted: set[PeerContact] = set()
+        self._met: deque[PeerContact] = deque(maxlen=_MET)
+        self._someone_met = trio.Event()
+        self._next_tour = -math.inf
         self._outbox: dict[PeerContact, list[StoreItem]] = {}
         self._jobs, self._queue = trio.open_memory_channel[Job](_QUEUE)
         protocol.on_contact_to_ping = self._ping_later
-        protocol.on_new_contact = self._hand_over_later
+        protocol.on_new_contact = self._meet_later
 
     def send_later(self, contact: PeerContact, items: Sequence[StoreItem]) -> None:
         """Store records at a peer some time soon, together with what waits for it already."""
@@ -56,6 +73,7 @@ class Upkeep:
         async with trio.open_nursery() as nursery:
             for _ in range(_WORKERS):
                 nursery.start_soon(self._work)
+            nursery.start_soon(self._probe_for_ever)
             if self._protocol.settings.refresh_timeout is not None:
                 nursery.start_soon(self._refresh_for_ever, self._protocol.settings.refresh_timeout)
 
@@ -90,9 +108,46 @@ class Upkeep:
         if not self._put(lambda: self._protocol.ping(contact.peer)):
             self._protocol.table.bucket_of(contact.node_id).being_pinged.discard(contact.node_id)
 
-    def _hand_over_later(self, contact: PeerContact) -> None:
+    def _meet_later(self, contact: PeerContact) -> None:
         if len(self._protocol.storage):
             self._put(lambda: self._hand_over(contact))
+        self._met.append(contact)
+        self._someone_met.set()
+
+    async def _look_for_strangers(self, contact: PeerContact) -> None:
+        table, own = self._protocol.table, self._protocol.own.node_id
+        answer = await self._protocol.find(contact.peer, [own])
+        if answer is None or own not in answer.found:
+            return
+        named = {other.node_id: other for other in answer.found[own].nearest if other != self._protocol.own}
+        known = {other.node_id for other in table.nearest(own, self._neighbours)}
+        nearest = sorted({*named, *known}, key=own.__xor__)[: self._neighbours]
+        strangers = [named[node_id] for node_id in nearest if node_id not in table]
+        for stranger in strangers:
+            if stranger.node_id not in table and stranger not in self._greeted:
+                self._greeted.add(stranger)
+                try:
+                    await self._protocol.ping(stranger.peer)
+                except HivemindError as error:
+                    logger.debug("%s named %s near us, which does not answer: %s", contact.peer, stranger.peer, error)
+                finally:
+                    self._greeted.discard(stranger)
+        now = self._protocol.clock()
+        if len(strangers) >= _ANOTHER_SWARM and now >= self._next_tour:
+            self._next_tour = now + _TOUR_EVERY
+            await self.refresh(now + 1.0)
+
+    async def _probe_for_ever(self) -> None:
+        """Look for strangers through the nearest of the nodes that we met last, now and then."""
+        own = self._protocol.own.node_id
+        while True:
+            await self._someone_met.wait()
+            await trio.sleep(_PROBE_AFTER)
+            self._someone_met = trio.Event()
+            nearest = min(self._met, key=lambda contact: contact.node_id ^ own)
+            self._met.clear()
+            self._put(partial(self._look_for_strangers, nearest))
+            await trio.sleep(_PROBE_EVERY)
 
     async def _hand_over(self, contact: PeerContact) -> None:
         table, replicas, now = self._protocol.table, self._protocol.settings.num_replicas, self._protocol.clock()

@@ -63,8 +63,10 @@ class Swarm:
             self.calls.append((event.method.rpartition("_")[2], event.peer_id, event.request))
 
     async def grow(self, count: int, settings: DHTSettings | None = None) -> list[DHTNode]:
-        """``count`` more nodes."""
-        return [await self.node(settings) for _ in range(count)]
+        """``count`` more nodes, who have done with getting to know each other."""
+        nodes = [await self.node(settings) for _ in range(count)]
+        await trio.sleep(45)
+        return nodes
 
     def kill(self, node: DHTNode) -> None:
         """From now on, what is sent to this node is never answered."""
