@@ -14,13 +14,9 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.config import Settings
 from hivemind_p2p.dht import AuthorizerBase, DHTNode, RecordValidatorBase
-<<<<<<< HEAD
-from hivemind_p2p.errors import ConfigError, NodeClosed
-from hivemind_p2p.nat import NAT
-=======
 from hivemind_p2p.dht.remembered import path_beside
 from hivemind_p2p.errors import BootstrapError, ConfigError, NodeClosed
->>>>>>> c4f2ff2 (DHT: peers of the last run are remembered beside the identity; two swarms become one on the first contact between them)
+from hivemind_p2p.nat import NAT
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.transport.api import Connection, Network, Stream, StreamHandler
 from hivemind_p2p.transport.identity import Identity
@@ -110,15 +106,10 @@ class Node:
                 )
             )
             network.set_peer_resolver(dht.find_peer)
-<<<<<<< HEAD
             if self._initial_peers:
                 await nat.prepare(self.settings.nat.relay_timeout)  # so that the swarm hears where we are reached
-                await dht.bootstrap(self._initial_peers)
-            self._network, self._nat, self._rpc, self._dht = network, nat, rpc, dht
-=======
             await self._join(dht)
-            self._network, self._rpc, self._dht = network, rpc, dht
->>>>>>> c4f2ff2 (DHT: peers of the last run are remembered beside the identity; two swarms become one on the first contact between them)
+            self._network, self._nat, self._rpc, self._dht = network, nat, rpc, dht
             self._stack = stack.pop_all()
         return self
 
