@@ -61,7 +61,9 @@ class Extent:
         lows, highs = zip(*map(torch.aminmax, parts), strict=True)
         low, high = float(torch.stack(lows).min()), float(torch.stack(highs).max())
         mean = sum(float(part.sum(dtype=torch.float32)) for part in parts) / len(flat)
-        return cls(low, high, mean if math.isfinite(mean) else (low + high) / 2)
+        if not math.isfinite(mean):
+            mean = (low + high) / 2
+        return cls(low, high, min(max(mean, low), high))  # rounding may have carried it out
 
     @property
     def bins_can_cover_it(self) -> bool:

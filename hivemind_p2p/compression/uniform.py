@@ -51,6 +51,8 @@ def _sample(flat: torch.Tensor) -> torch.Tensor:
 def _middles_will_do(sample: torch.Tensor, low: float, high: float) -> bool:
     """Whether bins over all of the data err by no more than hivemind's, and their averages would tell nothing."""
     std, mean = (float(each) for each in torch.std_mean(sample))
+    if std == 0:  # what differs is too little for float32
+        return False
     normal = (sample - mean) / std
     if not ((high - low) / std / CODES) ** 2 / 12 <= _squared_error(normal, 3, 3):
         return False
@@ -65,6 +67,8 @@ def _middles_will_do(sample: torch.Tensor, low: float, high: float) -> bool:
 def _range(flat: torch.Tensor, extent: Extent, sample: torch.Tensor) -> tuple[float, float]:
     """Where the first bin should begin and the last one end."""
     mean, std = extent.mean, _deviation(flat, extent.mean, extent.high - extent.low)
+    if std == 0:  # what differs is too little for float32
+        return extent.low, extent.high
     farthest_down, farthest_up = (mean - extent.low) / std, (extent.high - mean) / std
     reaches = dict.fromkeys((min(reach, farthest_down), min(reach, farthest_up)) for reach in _REACHES)
     normal = (sample - mean) / std

@@ -162,6 +162,19 @@ def test_any_floats_are_sent_in_8_bits_or_as_they_are(
         assert ((got.double() - tensor.double()).abs() <= spread * 0.6 + rounding).all()
 
 
+@pytest.mark.parametrize("compression", EIGHT_BITS)
+@pytest.mark.parametrize("numel", [3000, 100_000])
+@pytest.mark.parametrize(
+    ("value", "differences"), [(1.0, 1e-12), (1e-28, 0.0), (1e-28, 1e-36), (1e30, 1e20), (-1e-3, 1e-9)]
+)
+def test_float64_that_differ_by_less_than_float32_can_tell(
+    compression: CompressionType, numel: int, value: float, differences: float
+):
+    tensor = value + differences * random_tensor(0, (numel,)).double()
+    got = deserialize_tensor(serialize_tensor(tensor, compression))
+    assert ((got - tensor).abs() <= abs(value) * 1e-6 + differences * 10).all()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("compression", [CompressionType.MEANSTD_16BIT, *EIGHT_BITS])
 def test_a_tensor_with_nan_or_infinity_travels_as_it_is(bad: float, compression: CompressionType):
