@@ -5,6 +5,7 @@ Runs in this project's environment and in hivemind's; apart from the imports the
 
 import json
 import sys
+import tempfile
 import time
 
 
@@ -70,6 +71,7 @@ def use(system: str, peers: list) -> None:
 
 
 if __name__ == "__main__":
+    tempfile.gettempdir()  # hivemind forks while its threads run, and the lock of this is one that they hold
     role, chosen, argument = sys.argv[1:4]
     if role == "server":
         serve(chosen, int(argument))

@@ -12,7 +12,6 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,17 +22,15 @@ from hivemind_p2p.rpc import RPC
 from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.wire.peer_id import PeerID
-
-PYTHON = Path(__file__).parents[2] / ".venv-interop/bin/python"
-PROGRAM = Path(__file__).with_name("hivemind_peer.py")
+from tests.interop.process import hivemind_process
 
 
 class HivemindPeer:
     """The process, and what it is asked to do (the methods of ``Peer`` in ``hivemind_peer.py``)."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], line: str) -> None:
         self._process = process
-        ready = json.loads(process.stdout.readline())
+        ready = json.loads(line)
         self.peer_id = PeerID.from_base58(ready["peer_id"])
         self.maddr = Multiaddr(ready["maddrs"][0])
         self._numbers = itertools.count()
@@ -61,20 +58,8 @@ class HivemindPeer:
 @contextmanager
 def hivemind_peer() -> Iterator[HivemindPeer]:
     """A process of its own; ends with the block."""
-    if not PYTHON.exists():
-        pytest.skip("the original hivemind is not here; get it with scripts/setup --interop")
-    # stderr is the test run's own: what hivemind logs is shown with a failure.
-    with subprocess.Popen(
-        [PYTHON, PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
-        try:
-            yield HivemindPeer(process)
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with hivemind_process("hivemind_peer.py") as (process, ready):
+        yield HivemindPeer(process, ready)
 
 
 @pytest.fixture(scope="session")

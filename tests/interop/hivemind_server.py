@@ -5,6 +5,7 @@ Says ``{"maddrs": [...]}`` when it is ready, and ends when its standard input do
 
 import json
 import sys
+import tempfile
 
 import torch
 from hivemind.dht import DHT
@@ -30,6 +31,7 @@ SIZE = 64
 
 def main() -> None:
     torch.set_num_threads(1)
+    tempfile.gettempdir()  # hivemind forks while its threads run, and the lock of this is one that they hold
     experts = {f"grid.{i}.{j}": backend(f"grid.{i}.{j}", Wave(SIZE, 2 * i + j)) for i in range(2) for j in range(2)}
     experts |= {f"flat.{i}": backend(f"flat.{i}", Wave(SIZE, i)) for i in range(3)}
     experts["nested.0"] = backend("nested.0", Nested(SIZE))

@@ -14,19 +14,18 @@ import torch
 from hivemind_p2p import DHT, Server
 from hivemind_p2p.server.expert_classes import expert_classes
 from hivemind_p2p.wire.compression_type import CompressionType
-from tests.interop.conftest import PYTHON
+from tests.interop.process import hivemind_process
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
-PROGRAM = PYTHON.parents[2] / "tests/interop/hivemind_client.py"
 SIZE = 64
 
 
 class HivemindClient:
     """The process (the methods of ``Client`` in ``hivemind_client.py``)."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], ready: str) -> None:
         self._process = process
-        self.peer_id = self._answer()
+        self.peer_id = json.loads(ready)["result"]
 
     def do(self, command: str, **arguments):
         self._process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
@@ -47,18 +46,8 @@ def dht() -> Iterator[DHT]:
 
 @pytest.fixture(scope="module")
 def client(dht) -> Iterator[HivemindClient]:
-    if not PYTHON.exists():
-        pytest.skip("the original hivemind is not here; get it with scripts/setup --interop")
-    command = [PYTHON, PROGRAM, *map(str, dht.get_visible_maddrs())]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield HivemindClient(process)
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with hivemind_process("hivemind_client.py", *map(str, dht.get_visible_maddrs())) as (process, ready):
+        yield HivemindClient(process, ready)
 
 
 def train(client, path, uid, inputs, gradient):

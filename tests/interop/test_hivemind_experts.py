@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -12,30 +11,21 @@ from torch import nn
 
 from hivemind_p2p import DHT, RemoteExpert, RemoteMixtureOfExperts, get_experts
 from hivemind_p2p.errors import RemoteError
-from tests.interop.conftest import PYTHON
 from tests.interop.modules import Nested, Wave
+from tests.interop.process import hivemind_process
 
-PROGRAM = PYTHON.parents[2] / "tests/interop/hivemind_server.py"
 SIZE = 64
 
 
 @pytest.fixture(scope="module")
 def dht() -> Iterator[DHT]:
     """A trainer's, in the swarm of hivemind's server."""
-    if not PYTHON.exists():
-        pytest.skip("the original hivemind is not here; get it with scripts/setup --interop")
     torch.manual_seed(0)
-    with subprocess.Popen([PYTHON, PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            maddrs = json.loads(process.stdout.readline())["maddrs"]
-            with DHT(maddrs, client_mode=True, start=True) as dht:
-                yield dht
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with (
+        hivemind_process("hivemind_server.py") as (_, ready),
+        DHT(json.loads(ready)["maddrs"], client_mode=True, start=True) as dht,
+    ):
+        yield dht
 
 
 def find(dht: DHT, uid: str) -> RemoteExpert:
