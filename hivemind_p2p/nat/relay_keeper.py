@@ -116,9 +116,9 @@ class RelayKeeper:
         except HivemindError as error:
             logger.debug("not reached through the relay %s: %s", relay, error)
             self.candidates.failed(relay, trio.current_time())
+            self._client.relays.discard(relay)  # one that is only not needed any more may still bring circuits
         finally:
             del self._asked[relay]
-            self._client.relays.discard(relay)
             if self.held.pop(relay, None) is not None:
                 self._changed()
             self._step()

@@ -14,8 +14,10 @@ from multiaddr import Multiaddr
 from hivemind_p2p.config import NATSettings, RelaySettings
 from hivemind_p2p.errors import NodeClosed
 from hivemind_p2p.nat import punch_targets
+from hivemind_p2p.nat.autonat import AutoNAT
 from hivemind_p2p.nat.hole_punching import HolePuncher
 from hivemind_p2p.nat.observed import ObservedAddresses
+from hivemind_p2p.nat.reachability import Verdict
 from hivemind_p2p.nat.relay_client import RelayClient
 from hivemind_p2p.nat.relay_keeper import RelayKeeper
 from hivemind_p2p.nat.relay_service import RelayService
@@ -51,7 +53,9 @@ class NAT:
         self.client = RelayClient(host, timeout=self.settings.relay_timeout, taken=self._taken)
         self.keeper = RelayKeeper(host, self.client, self.settings, self._announce)
         self.puncher = HolePuncher(host, self.settings, self._offer)
+        self.autonat = AutoNAT(host, self.settings, self._decide)
         self._host = host
+        self._watched: set[MuxedConnection] = set()
         self._initial_peers = [split_peer(maddr) for maddr in initial_peers]
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
         self._nursery: trio.Nursery | None = None
@@ -65,12 +69,11 @@ class NAT:
         self.client.start()
         if self.settings.hole_punching:
             self.puncher.start()
-        listens = bool(self._host.listen_maddrs)
-        serve = self.relay_settings.serve
-        if listens and (serve == "always" or (serve == "auto" and not self._initial_peers)):
-            self.service.start()
-        self.keeper.want(self.settings.relays if listens else 0)
+        self._decide()
         self._nursery.start_soon(self.keeper.run)
+        if self.settings.autonat:
+            self.autonat.start()
+            self._nursery.start_soon(self.autonat.run)
         return self
 
     async def __aexit__(
@@ -81,6 +84,7 @@ class NAT:
         self._host.on_identified = lambda connection: None
         self.client.stop()
         self.puncher.stop()
+        self.autonat.stop()
         self.service.stop()
         self._nursery.cancel_scope.cancel()
         self._nursery = None
@@ -120,18 +124,50 @@ class NAT:
         if connection.relay is not None or said is None:
             return
         if said.observed is not None:
-            self.observed.add(connection.peer_id, said.observed, trio.current_time())
+            is_new = self.observed.add(connection.peer_id, said.observed, trio.current_time())
+            if is_new and len(self.observed.ips(trio.current_time())) > 1:
+                self.autonat.forget()  # the network changed, or we have several ways out
+        if self.settings.autonat:
+            self._nursery.start_soon(self.autonat.ask, connection)
         self.keeper.met(connection)
-        self._nursery.start_soon(self._watch, connection)
+        if connection not in self._watched:
+            self._watched.add(connection)
+            self._nursery.start_soon(self._watch, connection)
 
     async def _watch(self, connection: MuxedConnection) -> None:
         await connection.ended.wait()
+        self._watched.discard(connection)
         self.service.lost(connection)
 
     def _taken(self, connection: MuxedConnection) -> None:
         """Somebody came to us through a relay."""
         if self.settings.hole_punching and self._nursery is not None:
             self._nursery.start_soon(self.puncher.lead, connection)
+
+    @property
+    def reachable_maddrs(self) -> Sequence[Multiaddr]:
+        """Addresses that we listen on ourselves, and that a peer reached on a fresh connection."""
+        now = trio.current_time()
+        verdict = self.autonat.reachability.verdict
+        return [maddr for maddr in self._host.listen_maddrs if verdict(maddr, now) is Verdict.REACHABLE]
+
+    def _decide(self) -> None:
+        """Whether to need relays, and whether to be one, by what is known of our reachability.
+
+        An address that a NAT gave us is no reason to do without relays, whoever reached us there: it may let in only
+        whom we dialled, and forgets us when we are silent.
+        """
+        listens = bool(self._host.listen_maddrs)
+        reachable = bool(self.reachable_maddrs)
+        self.keeper.want(self.settings.relays if listens and not reachable else 0)
+        serve = self.relay_settings.serve
+        if listens and (serve == "always" or (serve == "auto" and (reachable or not self._initial_peers))):
+            if not self.service.serving:
+                self.service.start()
+                self._host.push_identify()
+        elif self.service.serving:
+            self.service.stop()
+            self._host.push_identify()
 
     def _announce(self) -> None:
         """Tell others where we are reached now."""

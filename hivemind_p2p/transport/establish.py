@@ -68,6 +68,19 @@ class Establisher:
             muxer = await self._upgrader.outbound(raw, peer_id)
         return self._wrap(muxer, raw, outbound=True)
 
+    async def dial_back(self, peer_id: PeerID, maddr: Multiaddr) -> None:
+        """Find out whether a peer is reached at an address, on a fresh connection from a port that it never dialled.
+
+        Raises:
+            TransportError: it is not, and why.
+        """
+        if isinstance(self._transport, TCPTransport):
+            raw = await self._transport.dial(maddr, from_shared_port=False)
+        else:
+            raw = await self._transport.dial(maddr)
+        assert isinstance(raw, RawConnection)
+        await self._upgrader.authenticate(raw, peer_id)
+
     async def secure(self, raw: RawConnection, peer_id: PeerID | None, *, as_client: bool) -> MuxedConnection:
         """Secure a connection that came about in another way; it is closed when that fails.
 

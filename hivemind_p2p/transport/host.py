@@ -21,14 +21,13 @@ Importing this module imports libp2p (a second, 70 MB): import it when a node st
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import trio
-from libp2p.abc import IListener, ITransport
+from libp2p.abc import ITransport
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
@@ -38,8 +37,6 @@ from hivemind_p2p.transport.address_book import AddressBook
 from hivemind_p2p.transport.addresses import (
     addresses_of,
     circuit_of,
-    expand,
-    interface_ips,
     interface_networks,
     public_first,
     split_peer,
@@ -52,6 +49,7 @@ from hivemind_p2p.transport.dialer import Dialer
 from hivemind_p2p.transport.establish import CircuitDialer, Establisher
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.introductions import Introductions
+from hivemind_p2p.transport.listeners import Listeners
 from hivemind_p2p.transport.punch import Punch, Puncher
 from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.transport.registry import ConnectionRegistry
@@ -59,17 +57,8 @@ from hivemind_p2p.transport.tcp import TCPTransport
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
-_INTERFACES_LAST: Final = 5.0
 _RETIRE_AFTER: Final = 5.0
 _PING_IDLE: Final = 120.0
-
-
-class _Listening(NamedTuple):
-    """Where we can be dialled while we listen on ``bound``, and until when that is believed."""
-
-    bound: tuple[Multiaddr, ...]
-    maddrs: tuple[Multiaddr, ...]
-    until: float
 
 
 class Host:
@@ -114,8 +103,7 @@ class Host:
             identify.PUSH: self._introductions.take_push,
             identify.PING: identify.ping_handler(_PING_IDLE),
         }
-        self._listeners: list[IListener] = []
-        self._listening = _Listening((), (), 0.0)
+        self._listeners = Listeners()
         self._handshakes = 0
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
@@ -152,8 +140,7 @@ class Host:
         nursery, self._nursery, self._dialer = self._nursery, None, None
         with trio.CancelScope(shield=True):  # bounded: each close gives up after a second
             async with trio.open_nursery() as closing:
-                for listener in self._listeners:
-                    closing.start_soon(listener.close)
+                closing.start_soon(self._listeners.aclose)
                 for connection in list(self._connections):
                     closing.start_soon(connection.aclose)
         nursery.cancel_scope.cancel()
@@ -185,21 +172,19 @@ class Host:
 
     @property
     def listen_maddrs(self) -> Sequence[Multiaddr]:
-        """Where we listen, without ``/p2p``: 0.0.0.0 and :: replaced by the addresses of the machine's interfaces
-        (loopback only where that is all there is)."""
-        bound = tuple(maddr for listener in self._listeners for maddr in listener.get_addrs())
-        # Every call of the DHT tells where we are, and asking the system takes it half a millisecond.
-        if bound != self._listening.bound or time.monotonic() > self._listening.until:
-            maddrs = tuple(expand(bound, interface_ips())) if bound else ()
-            self._listening = _Listening(bound, maddrs, time.monotonic() + _INTERFACES_LAST)
-        return list(self._listening.maddrs)
+        """Where we listen and can be dialled, without ``/p2p``."""
+        return self._listeners.maddrs
 
     def set_extra_maddrs(self, maddrs: Iterable[Multiaddr]) -> None:
         """Announce these too (mapped ports, circuits), and tell the peers when they changed."""
         extra = tuple(maddrs)
         if extra != self._extra_maddrs:
             self._extra_maddrs = extra
-            self._running()[0].start_soon(self._introductions.push, list(self._connections))
+            self.push_identify()
+
+    def push_identify(self) -> None:
+        """Tell all peers what changed about us: addresses, or protocols that we serve."""
+        self._running()[0].start_soon(self._introductions.push, list(self._connections))
 
     async def connect(self, maddr: Multiaddr) -> PeerID:
         """Connect to the peer at ``maddr`` (which ends in ``/p2p/<id>``) unless we are connected; return its id.
@@ -225,6 +210,14 @@ class Host:
     def set_circuit_dialer(self, dial: CircuitDialer | None) -> None:
         """Let ``dial`` connect us where only a relay leads; None: circuit addresses cannot be dialled."""
         self._establisher.dial_circuit = dial
+
+    async def dial_back(self, peer_id: PeerID, maddr: Multiaddr) -> None:
+        """Find out whether a peer is reached at an address, without becoming connected. Bound it with a scope.
+
+        Raises:
+            TransportError: it is not, and why.
+        """
+        await self._establisher.dial_back(peer_id, maddr)
 
     def punching(self, peer_id: PeerID, *, is_client: bool) -> AbstractContextManager[Punch]:
         """Connect to a peer through NATs while it dials us too, see :mod:`.punch`.
@@ -320,7 +313,7 @@ class Host:
         listener = self._transport.create_listener(self._accept)  # type: ignore[arg-type]  # all of ours give RawConnections
         listener.background_nursery = self._nursery  # type: ignore[attr-defined]
         await listener.listen(maddr)
-        self._listeners.append(listener)
+        self._listeners.add(listener)
 
     async def _accept(self, raw: RawConnection) -> None:
         """Secure one accepted connection; runs in the host's nursery."""

@@ -59,6 +59,22 @@ class Upgrader:
             raise
         return YamuxMuxer(channel, peer_id, initiator=True, settings=self._settings)
 
+    async def authenticate(self, raw: RawConnection, peer_id: PeerID) -> None:
+        """Find out whether a peer lives at the other end of a connection that we dialled, and close it.
+
+        Raises:
+            WrongPeer, TransportError: as :meth:`outbound`.
+        """
+        try:
+            await negotiate.ask(raw, NOISE)
+            await self._noise.outbound(raw, peer_id)
+        except PeerIDMismatchesPubkey:
+            raise WrongPeer("somebody else lives there") from None
+        except Exception as error:  # as in outbound
+            raise _failure(error) from error
+        finally:
+            await trio.aclose_forcefully(raw.stream)
+
     async def inbound(self, raw: RawConnection) -> Muxer:
         """Secure a connection that we accepted. It is closed when this fails or is cancelled.
 

@@ -101,3 +101,17 @@ def test_when_a_nat_forgets_everything_calls_get_through_again(lab: Lab, start: 
     assert one.ask("until_direct", circuit_of(two), 8.0)[1] is not None
     lab.flush_mappings(site)
     assert one.ask("call_until", two.peer_id, "", 30.0) < 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "reachable"),
+    [("none", True), ("firewalled", False), ("full-cone", False), ("restricted", False), ("symmetric", False)],
+)
+def test_only_an_open_node_does_without_relays_and_is_one(
+    lab: Lab, start: Callable[..., Peer], kind: str, reachable: bool
+):
+    boot = bootstrap(lab, start)
+    node = start(lab.site("a", kind).host, initial_peers=boot.maddrs, dht=False)
+    assert node.ask("until_reachability_is_known", 8.0) == ([] if not reachable else node.ask("listening"))
+    assert node.ask("relays") == ([] if reachable else [boot.peer_id])
+    assert node.ask("serves") is reachable

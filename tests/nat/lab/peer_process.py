@@ -122,6 +122,21 @@ class Commands:
     async def relays(self) -> list[str]:
         return [relay.base58 for relay in self.node.nat.relays]
 
+    async def listening(self) -> list[str]:
+        return [str(maddr) for maddr in self.node.listen_maddrs]
+
+    async def serves(self) -> bool:
+        """Whether the node is a relay."""
+        return bool(self.node.nat.service.serving)
+
+    async def until_reachability_is_known(self, seconds: float) -> list[str]:
+        """Wait until a peer has tried to dial us back; where we are reached."""
+        with trio.fail_after(seconds):
+            while True:
+                if self.node.nat.autonat.reachability.maddrs(trio.current_time()):
+                    return [str(maddr) for maddr in self.node.nat.reachable_maddrs]
+                await trio.sleep(0.02)
+
     async def sources(self) -> list[str]:
         """Where the direct connections that others dialled come from."""
         connections = [each for each in self.node.connections() if each.relay is None and not each.outbound]
