@@ -46,6 +46,7 @@ class RelayKeeper:
         self._asked: dict[PeerID, trio.CancelScope] = {}
         self._poked = trio.Event()
         self._progress = trio.Event()
+        self._is_at_home = False
 
     @property
     def maddrs(self) -> Sequence[Multiaddr]:
@@ -73,9 +74,13 @@ class RelayKeeper:
             self._poke()
 
     async def settled(self) -> None:
-        """Wait until a relay serves us, or every one that we know of was asked and does not."""
-        while self.wanted and not self.held and (self._asked or self.candidates.next(trio.current_time(), ())):
+        """Wait until a relay serves us, or every one that we know of was asked and does not, or one of them finds us
+        in its own network: then there is no hurry."""
+        while self.wanted and not self.held and not self._is_at_home and self._is_trying():
             await self._progress.wait()
+
+    def _is_trying(self) -> bool:
+        return bool(self._asked) or self.candidates.next(trio.current_time(), ()) is not None
 
     async def run(self) -> None:
         """Keep the reservations; never returns."""
@@ -144,6 +149,7 @@ class RelayKeeper:
         if connection.description is not None and HOP not in connection.description.protocols:
             raise TransportError("it is no relay")
         if self._is_near(connection):
+            self._is_at_home = True
             raise TransportError("it is in our own network, where others dial us directly")
         return connection
 
