@@ -1,7 +1,7 @@
 """Every pair of NAT kinds: two nodes behind them join with one command, and each cell ends as the network allows.
 
 A direct connection where there can be one, the relayed one where only that is left: never nothing. By default a quick
-choice of cells; ``NAT_MATRIX=all`` runs all 81, as CI does.
+choice of cells; ``NAT_MATRIX=all`` runs all 81.
 """
 
 from __future__ import annotations
