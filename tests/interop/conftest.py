@@ -20,6 +20,7 @@ from multiaddr import Multiaddr
 
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.transport.host import Host
+from hivemind_p2p.transport.identify import PING
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.wire.peer_id import PeerID
 from tests.interop.process import hivemind_process
@@ -84,4 +85,8 @@ async def rpc(hivemind: HivemindPeer) -> AsyncIterator[RPC]:
         RPC(host) as rpc,
     ):
         await host.connect(hivemind.maddr)
+        # It knows of the connection a moment later than we do: once it answers on it, it does.
+        async with await host.open_stream(hivemind.peer_id, PING) as stream:
+            await stream.send_all(bytes(32))
+            await stream.read_exactly(32)
         yield rpc
