@@ -46,7 +46,6 @@ class _RemotePass(torch.autograd.Function):
             *(mine if mine.device.type == "cpu" else sent for mine, sent in zip(inputs, on_cpu, strict=True))
         )
         ctx.input_devices = [tensor.device for tensor in inputs]
-        ctx.mark_non_differentiable(*(tensor for tensor in outputs if not tensor.is_floating_point()))
         return outputs
 
     @staticmethod

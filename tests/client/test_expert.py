@@ -11,6 +11,7 @@ from torch import nn
 from hivemind_p2p import RemoteExpert, get_dht_time, get_experts
 from hivemind_p2p.errors import ExpertNotFound, InvalidUID, SchemaMismatch
 from hivemind_p2p.runtime import BatchTensorDescriptor
+from hivemind_p2p.wire.compression_type import CompressionType
 from tests.client.peers import backend
 
 
@@ -25,6 +26,11 @@ class Nested(nn.Module):
     def forward(self, x, ids, *, scale, bias):
         hidden = self.linear((x + self.embedding(ids)) * scale)
         return {"out": (hidden + bias, [hidden.sum(dim=1)]), "argmax": hidden.argmax(dim=1)}
+
+
+class Sum(nn.Module):
+    def forward(self, x, numbers):
+        return x + numbers
 
 
 def nested_backend(uid: str):
@@ -52,6 +58,30 @@ def test_outputs_and_input_gradients_are_those_of_the_module(serve, join, rows) 
     torch.testing.assert_close(there, here)
     torch.testing.assert_close(grad_there, grad_here)
     assert peer.calls == [("ffn.0", "forward", rows, rows == 3000), ("ffn.0", "backward", rows, rows >= 3000)]
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(2**18, 2), (2, 2**18)])
+def test_what_is_small_one_way_and_large_the_other_is_streamed(serve, join, wide, narrow) -> None:
+    """4 MiB and 32 bytes: a unary message of so much would be refused."""
+    peer = serve([backend("ffn.0", nn.Linear(wide, narrow), wide)])
+    [expert] = get_experts(join(peer), ["ffn.0"])
+    x = torch.randn(4, wide, requires_grad=True)
+    y = expert(x)
+    y.sum().backward()
+    torch.testing.assert_close(y, peer.backends["ffn.0"].module(x))
+    assert [streamed for *_, streamed in peer.calls] == [True, True]
+
+
+def test_only_floats_are_compressed_with_loss(serve, join) -> None:
+    floats = BatchTensorDescriptor(64, compression=CompressionType.UNIFORM_8BIT)
+    integers = BatchTensorDescriptor(64, dtype=torch.int64, compression=CompressionType.UNIFORM_8BIT)
+    schemas = {"outputs_schema": BatchTensorDescriptor(64)}
+    peer = serve([backend("sum.0", Sum(), floats, integers, **schemas)])
+    [expert] = get_experts(join(peer), ["sum.0"])
+    x, numbers = torch.randn(30, 64), torch.arange(30 * 64).view(30, 64) * 2**20
+    assert torch.equal(expert(torch.zeros(30, 64), numbers), numbers.float())
+    error = (expert(x, torch.zeros_like(numbers)) - x).abs().max()
+    assert 0 < error < 0.5
 
 
 def test_tensors_come_back_bit_for_bit(serve, join) -> None:

@@ -12,6 +12,7 @@ from hivemind_p2p.compression import serialize_tensor
 from hivemind_p2p.errors import CodecError, DeadlineExceeded, HivemindError, NotEnoughExperts, ProtocolViolation
 from hivemind_p2p.sync import portal
 from hivemind_p2p.wire.runtime_pb2 import Tensor
+from hivemind_p2p.wire.tensor_descriptor import TensorDescriptor
 from tests.client.peers import backend, hang
 from tests.client.test_moe import grid_of, local_mixture, modules_of
 
@@ -64,6 +65,17 @@ def test_a_streamed_answer_of_another_length_than_promised(serve, join, parts) -
         expert(torch.zeros(1024, 1024))
     peer.tamper = None
     assert torch.equal(expert(torch.ones(1024, 1024)), torch.ones(1024, 1024))
+
+
+def test_an_answer_that_wants_a_gradient_gets_none(serve, join) -> None:
+    peer = serve([backend("ffn.0", nn.Linear(4, 4), 4)])
+    [expert] = get_experts(join(peer), ["ffn.0"])
+    peer.tamper = lambda uid, direction, answer: [answer[0].requires_grad_()]
+    with torch.no_grad():
+        assert not expert(torch.zeros(1, 4)).requires_grad
+    x = torch.zeros(1, 4, requires_grad=True)
+    expert(x).sum().backward()
+    assert not x.grad.requires_grad
 
 
 def test_a_schema_that_is_none(serve, join) -> None:
@@ -146,6 +158,88 @@ def test_samples_that_lose_all_their_experts_are_given_others(serve, join) -> No
     moe(x)
     assert moe.last_report.forward.uids("failed") == [], "those that failed a moment ago are left out"
     assert len(moe.last_report.forward.calls) == 4
+
+
+def test_samples_that_lose_some_keep_the_answers_that_they_have(serve, join) -> None:
+    """One of the two experts that each sample must have fails for all; the other is not asked again, but a third is."""
+    peer = serve(grid_of(3))
+    options = {"in_features": 4, "grid_size": (3,), "uid_prefix": "ffn.", "k_best": 2, "k_min": 2}
+    moe = RemoteMixtureOfExperts(dht=join(peer), **options)
+    modules = modules_of(peer)
+    nn.init.zeros_(moe.proj.weight)
+    # Half of the samples want experts 0 and 1, the others 2 and 1: expert 2 is asked twice, for different samples.
+    moe.proj.weight.data[:, 0] = torch.tensor([1.0, 0.9, -1.0])
+    moe.proj.weight.data[:, 1] = torch.tensor([-1.0, 0.9, 1.0])
+    x = torch.tensor([[0.0, 9, 1, 2], [9, 0, 3, 4], [0, 9, 5, 6], [9, 0, 7, 8]], requires_grad=True)
+
+    async def fail(uid: str, direction: str) -> None:
+        if uid == "ffn.1":
+            raise ProtocolViolation("no")
+
+    peer.before = fail
+    there = moe(x)
+    asked = [(uid, rows) for uid, _, rows, _ in peer.calls]
+    assert sorted(asked) == [("ffn.0", 2), ("ffn.0", 2), ("ffn.1", 4), ("ffn.2", 2), ("ffn.2", 2)]
+    here = local_mixture(moe, modules, x, 3, alive=lambda uid: uid != "ffn.1")
+    torch.testing.assert_close(there, here)
+    peer.calls.clear()
+    weights = torch.randn(4, 4)
+    grads_there = torch.autograd.grad((there * weights).sum(), [x, *moe.parameters()])
+    torch.testing.assert_close(grads_there, torch.autograd.grad((here * weights).sum(), [x, *moe.parameters()]))
+    assert sorted(peer.calls) == [("ffn.0", "backward", 4, False), ("ffn.2", "backward", 4, False)]
+
+
+def test_no_others_are_asked_when_no_time_is_left(serve, join) -> None:
+    peer = serve(grid_of(3))
+    options = {"in_features": 4, "grid_size": (3,), "uid_prefix": "ffn.", "k_best": 1, "forward_timeout": 0.1}
+    moe = RemoteMixtureOfExperts(dht=join(peer), **options)
+    moe(torch.zeros(1, 4))
+    peer.calls.clear()
+    peer.before = hang
+    with pytest.raises(NotEnoughExperts, match=": late"):
+        moe(torch.zeros(1, 4))
+    assert len(peer.calls) == 1
+
+
+def test_an_expert_of_a_mixture_that_moved_is_found_at_its_new_peer(serve, join) -> None:
+    for size, uid in (((2, 2), "ffn.1.1"), ((4,), "ffn.1")):
+        bootstrap, old = serve([]), serve([backend(uid, nn.Linear(4, 4), 4)])
+        dht = join(bootstrap)
+        moe = RemoteMixtureOfExperts(in_features=4, grid_size=size, dht=dht, uid_prefix="ffn.", k_best=1)
+        moe(torch.zeros(1, 4))
+        old.kill()
+        new = serve([backend(uid, nn.Linear(4, 4), 4)])
+        y = moe(torch.zeros(1, 4))
+        assert moe.last_report.forward.uids("failed") == moe.last_report.forward.uids("answered") == [uid]
+        assert torch.equal(y, new.backends[uid].module(torch.zeros(1, 4)))
+        new.kill()
+
+
+def test_an_expert_that_answers_again_is_as_good_as_new(serve, join) -> None:
+    peer = serve(grid_of(1))
+    moe = RemoteMixtureOfExperts(in_features=4, grid_size=(1,), dht=join(peer), uid_prefix="ffn.", k_best=1)
+
+    async def fail(uid: str, direction: str) -> None:
+        raise ProtocolViolation("no")
+
+    peer.before = fail
+    with pytest.raises(NotEnoughExperts):
+        moe(torch.zeros(1, 4))
+    peer.before = None
+    moe(torch.zeros(1, 4))
+    assert len(moe.beam_search.failures) == 0
+
+
+def test_a_lie_about_the_schema_is_not_believed_for_ever(serve, join) -> None:
+    peer = serve(grid_of(1))
+    expert = peer.backends["ffn.0"]
+    honest = expert.info
+    expert.info = lambda: honest() | {"outputs_schema": TensorDescriptor((None, 5))}
+    moe = RemoteMixtureOfExperts(in_features=4, grid_size=(1,), dht=join(peer), uid_prefix="ffn.", k_best=1)
+    with pytest.raises(NotEnoughExperts, match=r"expected shape \(any, 5\), got \(1, 4\)"):
+        moe(torch.zeros(1, 4))
+    expert.info = honest
+    assert moe(torch.zeros(1, 4)).shape == (1, 4)
 
 
 def test_training_goes_on_when_a_peer_dies_between_forward_and_backward(serve, join) -> None:

@@ -73,6 +73,17 @@ async def test_what_was_found_is_believed_for_a_while_and_no_longer_than_it_last
     assert (await search(nodes[1], scores, 1, known))[0] == [["ffn.1.1"]]
 
 
+async def test_a_listing_is_not_believed_for_longer_than_its_first_entry_lasts(autojump_clock, swarm: Swarm) -> None:
+    nodes = await swarm.grow(4)
+    await declare(nodes[0], "ffn.1.2", seconds=5)
+    await declare(nodes[0], "ffn.1.1", seconds=60)
+    known = listings()
+    assert set((await known.fetch(nodes[1], ["ffn.1."]))["ffn.1."]) == {1, 2}
+    autojump_clock.jump(5.1)
+    assert known.recall(["ffn.1."]) == ({}, ["ffn.1."])
+    assert set((await known.fetch(nodes[1], ["ffn.1."]))["ffn.1."]) == {1}
+
+
 async def test_without_negative_caching_an_expert_is_seen_at_once(autojump_clock, swarm: Swarm) -> None:
     nodes = await swarm.grow(4)
     known = listings(absent_for=0)

@@ -57,6 +57,16 @@ def test_outputs_and_all_gradients_are_those_of_the_local_mixture(serve, join, s
     torch.testing.assert_close(grads_there, grads_here)
 
 
+def test_scores_of_any_size_make_weights(serve, join) -> None:
+    peer = serve(grid_of(3))
+    moe = RemoteMixtureOfExperts(in_features=4, grid_size=(3,), dht=join(peer), uid_prefix="ffn.", k_best=3)
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        for offset in (-1e4, 1e4):
+            moe.proj.bias.fill_(offset)
+            torch.testing.assert_close(moe(x), local_mixture(moe, modules_of(peer), x, 3))
+
+
 def test_each_expert_is_called_once_per_direction_with_all_of_its_rows(serve, join) -> None:
     one, two = serve(grid_of(2, 4)[:4]), serve(grid_of(2, 4)[4:])
     moe = RemoteMixtureOfExperts(in_features=4, grid_size=(2, 4), dht=join(one), uid_prefix="ffn.", k_best=4)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemind_p2p.client.schema import ExpertSchema, byte_size
+from hivemind_p2p.client.schema import ExpertSchema, byte_size, check_gradients
 from hivemind_p2p.errors import ProtocolViolation
 from hivemind_p2p.wire import msgpack
 from hivemind_p2p.wire.tensor_descriptor import TensorDescriptor
@@ -77,3 +77,12 @@ def test_an_unknown_dtype_takes_any_tensor() -> None:
     told = {**HONEST, "forward_schema": ((TensorDescriptor((None, 4), dtype=None),), {}), "keyword_names": ()}
     schema = ExpertSchema.parse(msgpack.dumps(told))
     assert schema.flatten_inputs("ffn.0", [torch.zeros(1, 4, dtype=torch.float64)], {})
+
+
+def test_gradients_must_be_like_the_inputs_even_where_the_schema_leaves_lengths_open() -> None:
+    inputs = [torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64)]
+    check_gradients([torch.ones(2, 5), torch.ones(2, dtype=torch.int64)], [*inputs, torch.zeros(2, 7)])
+    with pytest.raises(ProtocolViolation, match=r"gradient of input 0 is torch\.float32"):
+        check_gradients([torch.ones(2, 6)], inputs)
+    with pytest.raises(ProtocolViolation, match=r"gradient of input 1 is torch\.float32"):
+        check_gradients([torch.ones(2, 5), torch.ones(2)], inputs)
