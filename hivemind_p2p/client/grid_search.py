@@ -72,8 +72,6 @@ class GridSearch:
         self.failures.add(expert, error)
         prefix, _ = split_uid(expert.uid)
         self.listings.doubt(prefix if len(self.grid_size) > 1 else expert.uid + UID_DELIMITER)
-        if len(self.grid_size) == 1:
-            self.listings.doubt(self.uid_prefix)
 
     def _search(self, scores: Sequence[torch.Tensor], k_best: int, avoid: RecentFailures | None) -> Choice:
         search = BeamSearch(self.uid_prefix, scores, k_best)

@@ -17,7 +17,8 @@ from tests.client.peers import backend
 def grid_of(*size: int, dim: int = 4, **options):
     """An expert at every place of a grid ``ffn.``."""
     places = torch.cartesian_prod(*(torch.arange(length) for length in size)).view(-1, len(size)).tolist()
-    return [backend(".".join(("ffn", *map(str, place))), nn.Linear(dim, dim), dim, **options) for place in places]
+    uids = [".".join(("ffn", *map(str, place))) for place in places]
+    return [backend(uid, nn.Sequential(nn.Linear(dim, dim), nn.Tanh()), dim, **options) for uid in uids]
 
 
 def local_mixture(moe, modules, x, k, alive=lambda uid: True):
