@@ -160,6 +160,15 @@ def test_samples_that_lose_all_their_experts_are_given_others(serve, join) -> No
     assert len(moe.last_report.forward.calls) == 4
 
 
+def test_a_mixture_whose_first_choice_is_dead_learns_from_others_what_experts_take(serve, join) -> None:
+    one, two, moe = two_halves(serve, join)
+    nn.init.zeros_(moe.proj.weight)
+    moe.proj.bias.data = torch.tensor([9.0, 0, 0, 0, 0, 0])
+    one.kill()
+    moe(torch.randn(2, 4))
+    assert len(two.count("forward")) == 4
+
+
 def test_samples_that_lose_some_keep_the_answers_that_they_have(serve, join) -> None:
     """One of the two experts that each sample must have fails for all; the other is not asked again, but a third is."""
     peer = serve(grid_of(3))
