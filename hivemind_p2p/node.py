@@ -157,6 +157,8 @@ class Node:
     async def connect(self, maddr: str | Multiaddr) -> PeerID:
         """Connect to the peer at ``maddr`` (ending in ``/p2p/<id>``) unless we are connected; return its id.
 
+        ``/p2p/<id>`` alone is the peer wherever the swarm knows it to be.
+
         Raises:
             ConfigError: the address is malformed.
             DialError: nobody answered there, or somebody else.

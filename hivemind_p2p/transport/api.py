@@ -95,6 +95,8 @@ class Connection(abc.ABC):
     """The address at the other end, without ``/p2p``; None when it cannot be known."""
     outbound: bool
     """Whether we dialled it."""
+    opened_at: float
+    """When the handshake was done, in ``trio.current_time``."""
     relay: PeerID | None = None
     """The relay that it goes through; None when it is direct."""
     limit: CircuitLimit | None = None

@@ -189,6 +189,8 @@ class Host:
     async def connect(self, maddr: Multiaddr) -> PeerID:
         """Connect to the peer at ``maddr`` (which ends in ``/p2p/<id>``) unless we are connected; return its id.
 
+        ``/p2p/<id>`` alone is the peer wherever it is known to be, if need be by who resolves peers.
+
         Raises:
             DialError: nobody answered there or at the peer's other known addresses, or somebody else did.
         """
@@ -201,10 +203,11 @@ class Host:
         if peer_id == self.peer_id:
             raise DialError(f"cannot dial {maddr}: that is this peer itself", peer_id=peer_id.base58)
         if self._connections.best(peer_id) is None:
-            problem = why_undialable(bare)
-            if problem is not None:
-                raise DialError(f"cannot dial {maddr}: {problem}", peer_id=peer_id.base58)
-            await self._running()[1].dial(peer_id, [bare])
+            given = [bare] if list(bare.protocols()) else []
+            for each in given:
+                if (problem := why_undialable(each)) is not None:
+                    raise DialError(f"cannot dial {maddr}: {problem}", peer_id=peer_id.base58)
+            await self._running()[1].dial(peer_id, given)
         return peer_id
 
     def set_circuit_dialer(self, dial: CircuitDialer | None) -> None:

@@ -7,6 +7,8 @@ that the handshake proved, whatever it says.
 from __future__ import annotations
 
 import itertools
+import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -18,7 +20,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.errors import StreamEnded, StreamReset
 from hivemind_p2p.transport.addresses import split_peer
-from hivemind_p2p.transport.api import PeerDescription, Stream, StreamHandler
+from hivemind_p2p.transport.api import Connection, PeerDescription, Stream, StreamHandler
 
 IDENTIFY: Final = "/ipfs/id/1.0.0"
 PUSH: Final = "/ipfs/id/push/1.0.0"
@@ -108,3 +110,20 @@ def ping_handler(idle_timeout: float) -> StreamHandler:
                 return
 
     return handler
+
+
+async def round_trip(connection: Connection, times: int = 1) -> float:
+    """Ping the peer of a connection; seconds of the quickest of ``times`` round trips. Bound it with a scope.
+
+    Raises:
+        ProtocolNotSupported, StreamError: the peer does not echo, or echoes something else.
+    """
+    best = math.inf
+    async with await connection.open_stream(PING) as stream:
+        for _ in range(times):
+            sent, began = os.urandom(_PING_SIZE), trio.current_time()
+            await stream.send_all(sent)
+            if await stream.read_exactly(_PING_SIZE) != sent:
+                raise StreamReset(f"{stream.peer_id} answered a ping with other bytes than it was sent")
+            best = min(best, trio.current_time() - began)
+    return best

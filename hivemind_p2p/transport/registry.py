@@ -21,12 +21,10 @@ SAME_MOMENT: Final = 10.0
 
 
 class KeptConnection(Connection):
-    """A connection as the registry needs it. Times are those of ``trio.current_time``."""
+    """A connection as the registry needs it."""
 
-    opened_at: float
-    """When the handshake was done."""
     used_at: float
-    """When a stream was last opened, by either side."""
+    """When a stream was last opened, by either side, in ``trio.current_time``."""
 
     @property
     @abc.abstractmethod

@@ -49,6 +49,31 @@ def test_ping_tells_how_long_it_took(start_node):
     assert abs(told["clock_offset_s"]) < 5
 
 
+def test_ping_until_direct_says_how_the_peer_is_reached(start_node):
+    bootstrap = start_node("bootstrap", *HOST)
+    done = ping(bootstrap.address, "--until-direct")
+    assert (done.returncode, done.stderr) == (0, "")
+    path, verdict = done.stdout.splitlines()
+    assert " direct at /ip4/127.0.0.1/tcp/" in path
+    assert "round trip" in path
+    assert "directly from the beginning" in verdict
+    told = json.loads(ping(bootstrap.address, "--until-direct", "--json").stdout)
+    assert told["direct"] is True
+    assert [path["path"] for path in told["paths"]] == ["direct"]
+    assert 0 < told["paths"][0]["rtt_ms"] < 5000
+
+
+def test_a_peer_of_the_swarm_is_pinged_by_its_id_alone(start_node):
+    bootstrap = start_node("bootstrap", *HOST)
+    other = start_node("bootstrap", *HOST, "--initial-peers", bootstrap.address)
+    peer_id = other.ready["peer_id"]
+    done = ping(peer_id, "--initial-peers", bootstrap.address, "--json")
+    assert (done.returncode, json.loads(done.stdout)["peer_id"]) == (0, peer_id), done.stderr
+    done = ping(peer_id)
+    assert done.returncode == 1
+    assert "--initial-peers" in done.stderr
+
+
 def test_ping_of_nobody_fails_with_the_reason(start_node):
     bootstrap = start_node("bootstrap", *HOST)
     assert bootstrap.stop()[0] == 0
