@@ -27,7 +27,8 @@ class Stream(trio.abc.HalfCloseableStream, abc.ABC):
 
     A ``trio.abc.HalfCloseableStream``: ``send_all``, ``receive_some`` (``b""`` at the end), ``send_eof``, ``aclose``.
     ``aclose`` ends both halves gently, once everything was written; ``reset`` throws the stream away and tells the
-    peer. Failures are :class:`~hivemind_p2p.errors.StreamError` and nothing else, besides trio's own for misuse:
+    peer. Failures are :class:`~hivemind_p2p.errors.StreamError` and nothing else, besides ``ProtocolNotSupported`` when
+    the peer refuses what it seemed to speak (see :meth:`Connection.open_stream`), and trio's own for misuse:
     ``ClosedResourceError`` for a stream that we closed, ``BusyResourceError`` for two readers or two writers at once.
     Cancelling any operation leaves the connection usable; the stream itself may then only be reset.
     """
@@ -111,7 +112,11 @@ class Connection(abc.ABC):
 
     @abc.abstractmethod
     async def open_stream(self, protocol: str) -> Stream:
-        """Open a stream and agree on the protocol.
+        """Open a stream for a protocol.
+
+        A peer that is known to speak it is not waited for: the stream is there at once, and the peer hears of it with
+        the first write, read or end. Should it refuse, then what is done first with the stream raises
+        ``ProtocolNotSupported``, and nothing was executed.
 
         Raises:
             ProtocolNotSupported, StreamError

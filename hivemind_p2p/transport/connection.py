@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import partial
 from typing import Final
 
 import trio
@@ -12,9 +11,11 @@ from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, StreamError, StreamReset
-from hivemind_p2p.transport import negotiate
 from hivemind_p2p.transport.api import CircuitLimit, Stream, StreamHandler
-from hivemind_p2p.transport.muxer import Muxer
+from hivemind_p2p.transport.identify import IDENTIFY
+from hivemind_p2p.transport.muxer import MuxedStream, Muxer
+from hivemind_p2p.transport.negotiate import Answering, Asking
+from hivemind_p2p.transport.negotiated import NegotiatedStream
 from hivemind_p2p.transport.registry import KeptConnection
 from hivemind_p2p.wire.peer_id import PeerID
 
@@ -59,6 +60,8 @@ class MuxedConnection(KeptConnection):
         self._muxer = muxer
         self._settings = settings
         self._serving = 0
+        self._known = {IDENTIFY}
+        """Protocols that the peer speaks; who does not speak this one says so as soon as it is asked."""
 
     @property
     def closed(self) -> bool:
@@ -69,11 +72,21 @@ class MuxedConnection(KeptConnection):
         return self._muxer.stream_count == 0 and not self._serving
 
     async def open_stream(self, protocol: str) -> Stream:
+        """Open a stream for a protocol: at once when the peer is known to speak it, else once it has agreed.
+
+        Raises:
+            ProtocolNotSupported, StreamError
+        """
+        asking = Asking(protocol)
         self.used_at = trio.current_time()
-        stream = await self._muxer.open_stream()
+        inner = await self._muxer.open_stream()
+        stream = NegotiatedStream(inner, protocol, unsent=asking.opening, asking=asking, known=self._known)
+        stream.connection = self
+        if protocol in self._known:
+            return stream
         try:
             with trio.fail_after(self._settings.negotiate_timeout):
-                await negotiate.ask(stream, protocol)
+                await stream.settle()
         except trio.TooSlowError:
             await stream.reset()
             raise StreamReset(
@@ -82,9 +95,12 @@ class MuxedConnection(KeptConnection):
         except BaseException:
             await stream.reset()
             raise
-        stream.protocol = protocol
-        stream.connection = self
         return stream
+
+    def peer_speaks(self, protocols: frozenset[str]) -> None:
+        """The peer said what it serves."""
+        self._known.clear()
+        self._known.update(protocols)
 
     async def aclose(self) -> None:
         await self._muxer.aclose()
@@ -114,23 +130,38 @@ class MuxedConnection(KeptConnection):
                     nursery.start_soon(self._serve_stream, stream, handlers)
             nursery.cancel_scope.cancel()
 
-    async def _serve_stream(self, stream: Stream, handlers: Mapping[str, StreamHandler]) -> None:
+    async def _serve_stream(self, inner: MuxedStream, handlers: Mapping[str, StreamHandler]) -> None:
+        async def serve(_: Stream) -> None:
+            stream = await self._agree(inner, handlers)
+            handler = handlers.get(stream.protocol)
+            if handler is None:
+                raise StreamReset(f"{stream.protocol!r} is not served any more")
+            await handler(stream)
+            await stream.aclose()
+
         try:
-            await run_handler(partial(self._handle, handlers), stream)
+            await run_handler(serve, inner)
         finally:
             self._serving -= 1
 
-    async def _handle(self, handlers: Mapping[str, StreamHandler], stream: Stream) -> None:
-        try:
-            with trio.fail_after(self._settings.negotiate_timeout):
-                stream.protocol = await negotiate.answer(stream, handlers)
-        except trio.TooSlowError:
-            raise StreamReset(f"{self.peer_id} opened a stream and did not say what for") from None
+    async def _agree(self, inner: MuxedStream, handlers: Mapping[str, StreamHandler]) -> NegotiatedStream:
+        """Let the peer choose a protocol."""
+        answering = Answering(handlers)
+        with trio.move_on_after(self._settings.negotiate_timeout):
+            while answering.protocol is None:
+                data = await inner.receive_some()
+                if not data:
+                    raise StreamReset(f"{self.peer_id} opened a stream and ended it without saying what for")
+                try:
+                    answering.receive(data)
+                finally:  # a refusal goes out even when what follows it is no wish but what the peer had to say
+                    if not answering.rest:  # otherwise it does not wait for the answer, which can travel with our words
+                        inner.send_first(answering.take_output())
+        if answering.protocol is None:
+            raise StreamReset(f"{self.peer_id} opened a stream and did not say what for")
+        stream = NegotiatedStream(inner, answering.protocol, unsent=answering.take_output(), early=answering.rest)
         stream.connection = self
-        handler = handlers.get(stream.protocol)
-        if handler is None:
-            raise StreamReset(f"{stream.protocol!r} is not served any more")
-        await handler(stream)
+        return stream
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._muxer.stream_count} streams"

@@ -87,6 +87,7 @@ class Introductions:
         # What a peer sees through a relay is the relay.
         observed = said.observed if connection.relay is None else None
         connection.description = replace(said, maddrs=tuple(maddrs), observed=observed)
+        connection.peer_speaks(said.protocols)
         self._learned(connection, connection.description)
 
 

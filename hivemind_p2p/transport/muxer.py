@@ -8,6 +8,15 @@ from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire.peer_id import PeerID
 
 
+class MuxedStream(Stream):
+    """A stream as a muxer makes it; ``protocol`` is ``""`` until somebody sets it."""
+
+    @abc.abstractmethod
+    def send_first(self, data: bytes) -> None:
+        """Send a few bytes without waiting, before anything else is sent. Never raises: if the stream is not there any
+        more, whatever is done next tells."""
+
+
 class Muxer(abc.ABC):
     """Many streams over one secured connection. Whoever makes it calls :meth:`run` in a task of its own."""
 
@@ -29,7 +38,7 @@ class Muxer(abc.ABC):
         """Carry the streams; returns when the connection has ended, for whatever reason."""
 
     @abc.abstractmethod
-    async def open_stream(self) -> Stream:
+    async def open_stream(self) -> MuxedStream:
         """Open a stream on which no protocol has been agreed yet (``protocol`` is ``""``).
 
         Waits while too many of ours are open.
@@ -39,7 +48,7 @@ class Muxer(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def accept_stream(self) -> Stream:
+    async def accept_stream(self) -> MuxedStream:
         """The next stream that the peer opened.
 
         Raises:

@@ -1,7 +1,11 @@
-"""multistream-select 1.0.0: agreeing on a protocol by name.
+"""multistream-select 1.0.0: agreeing on a protocol by name. Two pure state machines, and the shell that runs them.
 
-Messages are lines behind a varint length. The side that asks sends its greeting and its wish in one write: one round
-trip, where the stock client takes two.
+https://github.com/multiformats/multistream-select. Messages are lines behind a varint length. Both sides greet; the one
+that asks names a protocol; the other one repeats it, or says ``na`` and is asked for another.
+
+1. The side that asks sends its greeting and its wish at once, without waiting for the other greeting.
+2. It may send what it wants to say behind them, when it knows that the other side speaks the protocol (``streams``).
+3. The side that answers says all it can say to what it got, in one piece. It greets who only greeted: some wait for it.
 """
 
 from __future__ import annotations
@@ -20,7 +24,11 @@ _MOST_WISHES: Final = 32
 class Channel(Protocol):
     """What a negotiation runs over."""
 
-    async def read_exactly(self, size: int) -> bytes: ...
+    async def receive_some(self) -> bytes:
+        """What comes next; raises at the end."""
+
+    def unread(self, data: bytes) -> None:
+        """Give back what was received and belongs to who reads next."""
 
     async def send_all(self, data: bytes) -> None: ...
 
@@ -35,6 +43,87 @@ def line(text: str) -> bytes:
     return bytes([len(body)]) + body if len(body) < 0x80 else bytes([len(body) & 0x7F | 0x80, len(body) >> 7]) + body
 
 
+class Asking:
+    """The side that wants ``protocol``. Send :attr:`opening` first."""
+
+    def __init__(self, protocol: str) -> None:
+        self.opening: Final = line(GREETING) + line(protocol)
+        self.rest = b""
+        """What came behind the answer."""
+        self._protocol = protocol
+        self._lines = _Lines()
+        self._greeted = False
+
+    def receive(self, data: bytes) -> bool:
+        """Take in what came; whether it has agreed.
+
+        Raises:
+            ProtocolNotSupported: it does not speak the protocol.
+            StreamReset: it does not speak multistream.
+        """
+        self._lines.feed(data)
+        while (answer := self._lines.next()) is not None:
+            if not self._greeted:
+                if answer != GREETING:
+                    raise StreamReset(f"the other side answered {answer[:60]!r} instead of {GREETING!r}")
+                self._greeted = True
+            elif answer == self._protocol:
+                self.rest = self._lines.rest()
+                return True
+            elif answer == _REFUSAL:
+                raise ProtocolNotSupported(
+                    f"the peer does not speak {self._protocol!r}; check its version and what it serves"
+                )
+            else:
+                raise StreamReset(f"the other side answered {answer[:60]!r} when asked for {self._protocol!r}")
+        return False
+
+
+class Answering:
+    """The side that speaks the ``supported`` protocols. Send what :meth:`take_output` returns."""
+
+    def __init__(self, supported: Container[str]) -> None:
+        self.protocol: str | None = None
+        """What the other side chose."""
+        self.rest = b""
+        """What came behind its choice."""
+        self._supported = supported
+        self._lines = _Lines()
+        self._greeted = False
+        self._wishes = 0
+        self._output = bytearray()
+
+    def receive(self, data: bytes) -> bool:
+        """Take in what came; whether a protocol was chosen.
+
+        Raises:
+            StreamReset: it does not speak multistream, or found nothing in a reasonable number of tries.
+        """
+        self._lines.feed(data)
+        while self.protocol is None and (wish := self._lines.next()) is not None:
+            if not self._greeted:
+                if wish != GREETING:
+                    raise StreamReset(f"the other side began with {wish[:60]!r} instead of {GREETING!r}")
+                self._greeted = True
+                self._output += line(GREETING)
+            elif wish in self._supported:
+                self.protocol = wish
+                self.rest = self._lines.rest()
+                self._output += line(wish)
+            else:
+                self._wishes += 1
+                if self._wishes == _MOST_WISHES:
+                    raise StreamReset(f"the other side asked for {_MOST_WISHES} protocols that we do not speak")
+                self._output += line(_REFUSAL)
+        return self.protocol is not None
+
+    def take_output(self) -> bytes:
+        """What to send now."""
+        output = bytes(self._output)
+        self._output.clear()
+        return output
+
+
 async def ask(channel: Channel, protocol: str) -> None:
     """Ask the other side to speak ``protocol``.
 
@@ -43,14 +132,11 @@ async def ask(channel: Channel, protocol: str) -> None:
         StreamReset: it does not speak multistream.
         Whatever ``channel`` raises.
     """
-    await channel.send_all(line(GREETING) + line(protocol))
-    if (answer := await _read_line(channel)) != GREETING:
-        raise StreamReset(f"the other side answered {answer[:60]!r} instead of {GREETING!r}")
-    answer = await _read_line(channel)
-    if answer == _REFUSAL:
-        raise ProtocolNotSupported(f"the peer does not speak {protocol!r}; check its version and what it serves")
-    if answer != protocol:
-        raise StreamReset(f"the other side answered {answer[:60]!r} when asked for {protocol!r}")
+    asking = Asking(protocol)
+    await channel.send_all(asking.opening)
+    while not asking.receive(await channel.receive_some()):
+        pass
+    channel.unread(asking.rest)
 
 
 async def answer(channel: Channel, supported: Container[str]) -> str:
@@ -60,33 +146,45 @@ async def answer(channel: Channel, supported: Container[str]) -> str:
         StreamReset: it does not speak multistream, or found nothing in a reasonable number of tries.
         Whatever ``channel`` raises.
     """
-    if (greeting := await _read_line(channel)) != GREETING:
-        raise StreamReset(f"the other side began with {greeting[:60]!r} instead of {GREETING!r}")
-    await channel.send_all(line(GREETING))  # at once: some wait for it before they say what they want
-    for _ in range(_MOST_WISHES):
-        wish = await _read_line(channel)
-        if wish in supported:
-            await channel.send_all(line(wish))
-            return wish
-        await channel.send_all(line(_REFUSAL))
-    raise StreamReset(f"the other side asked for {_MOST_WISHES} protocols that we do not speak")
+    answering = Answering(supported)
+    while answering.protocol is None:
+        answering.receive(await channel.receive_some())
+        if output := answering.take_output():
+            await channel.send_all(output)
+    channel.unread(answering.rest)
+    return answering.protocol
 
 
-async def _read_line(channel: Channel) -> str:
-    length, shift = 0, 0
-    while True:
-        byte = (await channel.read_exactly(1))[0]
-        length |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            break
-        if shift > 14:
-            raise StreamReset("the other side does not speak multistream: its first message has no sane length")
-    if not 1 <= length <= _LONGEST_LINE:
-        raise StreamReset(
-            f"the other side sent a multistream message of {length} bytes; at most {_LONGEST_LINE} are sane"
-        )
-    body = await channel.read_exactly(length)
-    if not body.endswith(b"\n"):
-        raise StreamReset("the other side does not speak multistream: its message does not end a line")
-    return body[:-1].decode("utf-8", "replace")
+class _Lines:
+    """Cuts what came into messages."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        self._data += data
+
+    def next(self) -> str | None:
+        """The next message; None when it has not come whole. Raises StreamReset when it can be none."""
+        data = self._data
+        if not data:
+            return None
+        head, length = 1, data[0]
+        if length >= 0x80:
+            if len(data) < 2:
+                return None
+            head, length = 2, length & 0x7F | data[1] << 7
+        if not 1 <= length <= _LONGEST_LINE:
+            raise StreamReset(
+                f"the other side does not speak multistream: its message has no length from 1 to {_LONGEST_LINE}"
+            )
+        if len(data) < head + length:
+            return None
+        body = bytes(data[head : head + length])
+        if not body.endswith(b"\n"):
+            raise StreamReset("the other side does not speak multistream: its message does not end a line")
+        del data[: head + length]
+        return body[:-1].decode("utf-8", "replace")
+
+    def rest(self) -> bytes:
+        return bytes(self._data)

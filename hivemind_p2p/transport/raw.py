@@ -80,7 +80,11 @@ class RawConnection(IRawConnection):
         self._buffer.clear()
         return rest
 
-    read_exactly = read
+    def unread(self, data: bytes) -> None:
+        """Give back what was read and belongs to who reads next."""
+        self._buffer[:0] = data
+
+    receive_some = read
     send_all = write
 
     async def close(self) -> None:

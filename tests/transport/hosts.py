@@ -34,6 +34,14 @@ async def two_hosts(
         yield server, client
 
 
+async def in_use(host: Host, peer: Host) -> Stream:
+    """A new stream, which the peer has heard of."""
+    stream = await host.open_stream(peer.peer_id, ECHO)
+    await stream.send_all(b"!")
+    assert await stream.read_exactly(1) == b"!"
+    return stream
+
+
 async def roundtrip(host: Host, peer: Host, data: bytes = b"ping") -> bytes:
     """Send ``data`` over a new stream and return what comes back."""
     async with await host.open_stream(peer.peer_id, ECHO) as stream:

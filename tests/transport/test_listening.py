@@ -20,7 +20,7 @@ from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.transport.tcp import TCPTransport
-from tests.transport.hosts import ECHO, LOOPBACK, echo, roundtrip, two_hosts
+from tests.transport.hosts import ECHO, LOOPBACK, echo, in_use, roundtrip, two_hosts
 
 
 async def test_a_port_in_use_is_named_and_the_host_can_be_given_up():
@@ -136,9 +136,9 @@ async def test_handshakes_at_once_are_bounded():
 
 async def test_streams_of_one_peer_are_bounded():
     async with two_hosts(TransportSettings(max_streams_in=3)) as (server, client):
-        held = [await client.open_stream(server.peer_id, ECHO) for _ in range(3)]
+        held = [await in_use(client, server) for _ in range(3)]
         with pytest.raises(StreamReset):
-            await client.open_stream(server.peer_id, ECHO)
+            await in_use(client, server)
         await held[0].aclose()
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert await roundtrip(client, server) == b"ping"

@@ -48,16 +48,32 @@ async def test_a_connection_lives_through_a_virtual_day(autojump_clock):
         assert len(one.connections()) == 1
 
 
-async def test_each_round_trip_takes_twice_the_latency(autojump_clock):
+async def test_a_call_costs_one_round_trip_when_the_peer_said_that_it_speaks_the_protocol(autojump_clock):
     async with pair(latency=0.05) as (_, one, two):
         await one.connect(two.visible_maddrs[0])
         await trio.sleep(10)
         before = trio.current_time()
         stream = await one.open_stream(two.peer_id, ECHO)
+        assert trio.current_time() == before
+        await stream.send_all(b"x")
+        await stream.read_exactly(1)
         assert trio.current_time() - before == pytest.approx(0.1)
         await stream.send_all(b"x")
         await stream.read_exactly(1)
         assert trio.current_time() - before == pytest.approx(0.2)
+
+
+async def test_the_first_call_of_a_protocol_that_came_later_costs_one_more(autojump_clock):
+    async with pair(latency=0.05) as (_, one, two):
+        await one.connect(two.visible_maddrs[0])
+        await trio.sleep(10)
+        two.set_stream_handler("/later", echo)
+        for expected in (0.2, 0.1, 0.1):
+            before = trio.current_time()
+            async with await one.open_stream(two.peer_id, "/later") as stream:
+                await stream.send_all(b"x")
+                await stream.read_exactly(1)
+            assert trio.current_time() - before == pytest.approx(expected)
 
 
 async def test_a_large_transfer_fits_through_bounded_queues(autojump_clock):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivemind_p2p.errors import HivemindError, ProtocolNotSupported, StreamEnded, StreamReset
@@ -17,17 +17,21 @@ names = st.text(st.characters(exclude_characters="\n", codec="utf-8"), min_size=
 
 
 class Script:
-    """A channel whose other side says ``incoming`` and then ends."""
+    """A channel whose other side says ``incoming``, in pieces of ``size`` bytes, and then ends."""
 
-    def __init__(self, incoming: bytes) -> None:
+    def __init__(self, incoming: bytes, size: int = 2000) -> None:
         self.incoming = incoming
+        self.size = size
         self.sent = b""
 
-    async def read_exactly(self, size: int) -> bytes:
-        if len(self.incoming) < size:
+    async def receive_some(self) -> bytes:
+        if not self.incoming:
             raise StreamEnded("the script is over")
-        data, self.incoming = self.incoming[:size], self.incoming[size:]
+        data, self.incoming = self.incoming[: self.size], self.incoming[self.size :]
         return data
+
+    def unread(self, data: bytes) -> None:
+        self.incoming = data + self.incoming
 
     async def send_all(self, data: bytes) -> None:
         self.sent += data
@@ -52,13 +56,18 @@ def test_the_bytes_are_those_of_the_specification():
     assert asked.sent == b"\x13/multistream/1.0.0\n\x07/noise\n"
 
 
-@given(names)
-def test_one_side_asks_and_the_other_agrees(name):
-    answering = Script(line(GREETING) + line(name))
+@settings(max_examples=50)
+@given(names, st.binary(max_size=50), st.integers(1, 60))
+def test_one_side_asks_and_the_other_agrees_however_the_bytes_are_cut(name, behind, size):
+    answering = Script(line(GREETING) + line(name) + behind, size)
     assert run(negotiate.answer, answering, {name}) == name
-    assert run(negotiate.ask, Script(answering.sent), name) is None
+    assert answering.incoming == behind
+    asking = Script(answering.sent + behind, size)
+    assert run(negotiate.ask, asking, name) is None
+    assert asking.incoming == behind
 
 
+@settings(max_examples=50)
 @given(st.lists(names.filter(lambda name: name != "/wanted"), max_size=20))
 def test_the_second_choice_is_taken_after_refusals(others):
     answering = Script(line(GREETING) + b"".join(map(line, others)) + line("/wanted"))
@@ -77,6 +86,7 @@ def test_one_who_keeps_asking_is_given_up():
     assert isinstance(error, StreamReset)
 
 
+@settings(max_examples=50)
 @given(st.binary(max_size=2000))
 def test_garbage_is_an_error_of_ours_and_nothing_else(garbage):
     for script, call, arg in [

@@ -122,14 +122,6 @@ async def test_an_unknown_protocol_is_refused_by_name():
         assert await roundtrip(client, server) == b"ping"
 
 
-async def test_a_protocol_served_no_more_is_refused():
-    async with two_hosts() as (server, client):
-        assert await roundtrip(client, server) == b"ping"
-        server.set_stream_handler(ECHO, None)
-        with pytest.raises(ProtocolNotSupported):
-            await client.open_stream(server.peer_id, ECHO)
-
-
 async def test_a_cancelled_write_leaves_the_connection_usable():
     async with two_hosts() as (server, client):
         started = trio.Event()

@@ -46,7 +46,7 @@ class SecureChannel:
         self._opener = Opener(keys.receive)
         self._early = early
         self._rest = b""
-        self._plain = bytearray()
+        self._unread = b""
         self._pending = memoryview(b"")
         self._pending_buffer: memoryview | None = None
 
@@ -61,10 +61,10 @@ class SecureChannel:
         Raises:
             ConnectionLost: the other side closed the connection, it broke, or its bytes were tampered with.
         """
-        if self._plain:
-            plain, self._plain = bytes(self._plain), bytearray()
+        if self._unread:
+            unread, self._unread = self._unread, b""
             await trio.lowlevel.checkpoint()
-            return [plain]
+            return [unread]
         messages: list[bytes] = []
         opener = self._opener
         while not messages:
@@ -112,18 +112,17 @@ class SecureChannel:
             _give_back(self._pending_buffer)
             self._pending_buffer = None
 
-    async def read_exactly(self, size: int) -> bytes:
-        """``size`` bytes of plaintext: for what is agreed on before a muxer takes over.
+    async def receive_some(self) -> bytes:
+        """The plaintext of what came next, joined: for what is agreed on before a muxer takes over.
 
         Raises:
             ConnectionLost
         """
-        while len(self._plain) < size:
-            plain, self._plain = self._plain, bytearray()
-            self._plain = plain + b"".join(await self.receive())
-        data = bytes(self._plain[:size])
-        del self._plain[:size]
-        return data
+        return b"".join(await self.receive())
+
+    def unread(self, data: bytes) -> None:
+        """Give back what was received and belongs to who receives next."""
+        self._unread = data + self._unread
 
     async def send_all(self, data: bytes) -> None:
         """Write ``data`` and wait until it went out: for what is agreed on before a muxer takes over.

@@ -20,7 +20,6 @@ import trio
 
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost
-from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.transport.muxer import Muxer
 from hivemind_p2p.transport.noise.channel import SecureChannel
 from hivemind_p2p.transport.yamux.events import (
@@ -103,7 +102,7 @@ class YamuxMuxer(Muxer):
             self._lose(reason)
             await self._channel.aclose()
 
-    async def open_stream(self) -> Stream:
+    async def open_stream(self) -> YamuxStream:
         while True:
             self.check()
             if self._closing or self.session.exhausted:
@@ -120,7 +119,7 @@ class YamuxMuxer(Muxer):
             raise
         return stream
 
-    async def accept_stream(self) -> Stream:
+    async def accept_stream(self) -> YamuxStream:
         await trio.lowlevel.checkpoint()
         while not self._accepted:
             if self._lost is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from hivemind_p2p.errors import StreamEnded, StreamReset
-from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.transport.muxer import MuxedStream
 from hivemind_p2p.transport.yamux.frames import SYN
 from hivemind_p2p.transport.yamux.receive_queue import ReceiveQueue
 from hivemind_p2p.transport.yamux.session import StreamState
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
 
 
-class YamuxStream(Stream):
+class YamuxStream(MuxedStream):
     """A stream. Made by its muxer, which also calls what is marked so below."""
 
     def __init__(self, muxer: YamuxMuxer, state: StreamState) -> None:
@@ -46,6 +46,10 @@ class YamuxStream(Stream):
                     raise self._closed_here()
         finally:
             self._writing = False
+
+    def send_first(self, data: bytes) -> None:
+        self._muxer.session.send(self.state, memoryview(data))
+        self._muxer.flush()
 
     async def wait_send_all_might_not_block(self) -> None:
         self._begin_writing()

@@ -1,0 +1,136 @@
+"""A stream on which the protocol is agreed on while it is used already.
+
+Who opens a stream for a protocol that the peer is known to speak does not wait for the answer: the lines of the
+negotiation travel with the first write, and the first read takes the answer off. A call then costs one round trip.
+Who answers such a peer, which did not wait, sends the answer with its own first write.
+
+When the peer does not speak the protocol after all, the first read raises ``ProtocolNotSupported``, and so does a write
+that failed because the peer threw the stream away. Nothing was executed: the peer did not get as far as a handler.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from hivemind_p2p.errors import ProtocolNotSupported, StreamReset
+from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.transport.muxer import MuxedStream
+from hivemind_p2p.transport.negotiate import Asking
+
+_JOINED_BELOW = 64 * 1024
+"""A first write up to this size is copied behind the lines, so that both are one frame."""
+_MOST_KNOWN = 4096
+
+
+class NegotiatedStream(Stream):
+    """A stream over a muxer's.
+
+    Args:
+        inner: the muxer's.
+        protocol: what is, or will be, agreed on.
+        unsent: lines to travel with the first write.
+        asking: what the answer goes to; None when there is none to wait for.
+        early: what came behind the negotiation.
+        known: protocols that the peer speaks; corrected by what it answers.
+    """
+
+    def __init__(
+        self,
+        inner: MuxedStream,
+        protocol: str,
+        *,
+        unsent: bytes = b"",
+        asking: Asking | None = None,
+        early: bytes = b"",
+        known: set[str] | None = None,
+    ) -> None:
+        self.peer_id = inner.peer_id
+        self.protocol = inner.protocol = protocol
+        self._inner = inner
+        self._unsent = unsent
+        self._asking = asking
+        self._early = memoryview(early)
+        self._known = known if known is not None else set()
+        self._refusal: ProtocolNotSupported | None = None
+
+    async def settle(self) -> None:
+        """Wait until the peer has agreed.
+
+        Raises:
+            ProtocolNotSupported, StreamError
+        """
+        if self._refusal is not None:
+            raise ProtocolNotSupported(str(self._refusal))
+        while (asking := self._asking) is not None:
+            self._send_unsent()
+            data = await self._inner.receive_some()
+            if not data:
+                raise StreamReset(f"{self.peer_id} ended the stream instead of agreeing to {self.protocol!r}")
+            try:
+                agreed = asking.receive(data)
+            except ProtocolNotSupported as error:
+                self._known.discard(self.protocol)
+                self._refusal = error
+                raise
+            if agreed:
+                self._early = memoryview(asking.rest)
+                self._asking = None
+                if len(self._known) < _MOST_KNOWN:
+                    self._known.add(self.protocol)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        if self._unsent and view.nbytes < _JOINED_BELOW:
+            view, self._unsent = memoryview(b"".join((self._unsent, view))), b""
+        self._send_unsent()
+        try:
+            await self._inner.send_all(view)
+        except StreamReset:
+            if self._asking is not None:
+                await self.settle()  # what came before the reset may say why; nothing more will come to wait for
+            raise
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._asking is not None:
+            await self.settle()
+        if self._early:
+            await trio.lowlevel.checkpoint()
+            data, self._early = (
+                self._early[:max_bytes],
+                self._early[len(self._early) if max_bytes is None else max_bytes :],
+            )
+            return bytes(data)
+        return await self._inner.receive_some(max_bytes)
+
+    async def read_into(self, buffer: memoryview) -> None:
+        if self._asking is not None:
+            await self.settle()
+        if self._early:
+            buffer = memoryview(buffer).cast("B")
+            size = min(len(self._early), len(buffer))
+            buffer[:size], self._early = self._early[:size], self._early[size:]
+            buffer = buffer[size:]
+        await self._inner.read_into(buffer)
+
+    async def send_eof(self) -> None:
+        self._send_unsent()
+        await self._inner.send_eof()
+
+    async def aclose(self) -> None:
+        if self._asking is None:
+            self._send_unsent()
+        await self._inner.aclose()
+
+    async def reset(self) -> None:
+        await self._inner.reset()
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
+    def _send_unsent(self) -> None:
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            self._inner.send_first(unsent)
