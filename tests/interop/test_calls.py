@@ -135,8 +135,14 @@ async def test_we_stream(rpc: RPC, hivemind: HivemindPeer):
 
 
 async def test_hiveminds_stream_fails(rpc: RPC, hivemind: HivemindPeer):
-    """One item only: a p2pd whose handler ends while items are coming resets the stream, and loses the answer."""
-    async with rpc.stream_call(hivemind.peer_id, "Interop.rpc_fail_later", numbers(1), Int32Value) as responses:
+    """One item, and no end: a p2pd whose handler ends before it has read all of it resets the stream, and loses the
+    answer."""
+
+    async def one_item():
+        yield Int32Value(value=1)
+        await trio.sleep_forever()
+
+    async with rpc.stream_call(hivemind.peer_id, "Interop.rpc_fail_later", one_item(), Int32Value) as responses:
         assert (await anext(responses)).value == 1
         with pytest.raises(RemoteError, match="one is enough"):
             await anext(responses)

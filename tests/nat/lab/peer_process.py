@@ -153,7 +153,7 @@ class Commands:
                         last = await self.call(peer)
                     if str(last).startswith(path):
                         return time.perf_counter() - began
-                except (HivemindError, trio.TooSlowError) as error:
+                except (HivemindError, trio.TooSlowError, ExceptionGroup) as error:
                     last = error
                 await trio.sleep(0.1)
         raise HivemindError(f"no call was {path} within {seconds:g} s: {last}")
