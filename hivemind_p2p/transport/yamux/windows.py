@@ -2,9 +2,10 @@
 
 1. A stream begins with 256 KiB, as the specification has it, or with what the connection's earlier streams grew to,
    up to 1 MiB: calls are short streams, and each of them would otherwise begin slowly anew.
-2. What was read is given back once it makes up half of the window.
-3. A window that is used up quickly (half of it within four round trips) was what held the sender back, and doubles, up
-   to ``max_window``.
+2. What was read is given back once it makes up a quarter of the window: what is not given back yet is missing to a
+   sender far away.
+3. A window that is used quickly (a quarter of it within two round trips) may be what holds the sender back, and
+   doubles, up to ``max_window``.
 4. The windows of all streams together stay below ``budget`` as far as that is ours to say: none grows beyond it, but
    the first 256 KiB of a stream are the peer's by right.
 5. So what the peer makes us hold is bounded by counting it: all streams together hold at most ``budget`` unread.
@@ -17,7 +18,9 @@ from typing import Final
 from hivemind_p2p.transport.yamux.frames import INITIAL_WINDOW
 
 _LARGEST_START: Final = 1 << 20
-_QUICK_ROUND_TRIPS: Final = 4
+_QUICK_ROUND_TRIPS: Final = 2
+_GIVEN_BACK: Final = 4
+"""What part of a window is given back at least."""
 _SHORTEST_ROUND_TRIP: Final = 0.01
 """Below this, what is measured is how busy the two processes are."""
 
@@ -76,7 +79,7 @@ class ReceiveWindow:
         self.held -= size
         self._budget.held -= size
         self._credit += size
-        if not self.size or 2 * self._credit < self.size:
+        if not self.size or _GIVEN_BACK * self._credit < self.size:
             return 0
         grant = self._credit + self._growth(now)
         self._credit = 0

@@ -272,9 +272,9 @@ def test_what_all_streams_hold_unread_is_bounded():
 def test_reading_gives_the_window_back_and_asks_once_how_long_a_round_trip_takes():
     one, stream = opened()
     feed(one, frame(DATA, 0, 1, 200 * KIB) + bytes(200 * KIB))
-    one.consumed(stream, 100 * KIB, now=1.0)
-    assert output(one) == b"", "less than half of the window"
-    one.consumed(stream, 100 * KIB, now=1.0)
+    one.consumed(stream, 60 * KIB, now=1.0)
+    assert output(one) == b"", "less than a quarter of the window"
+    one.consumed(stream, 140 * KIB, now=1.0)
     assert parse(output(one)) == [(WINDOW_UPDATE, ACK, 1, 200 * KIB), (PING, SYN, 0, 1)]
     assert stream.receive_window.left == INITIAL_WINDOW
     assert repr(stream) == "<StreamState 1, open, may send 262144, holds 0>"

@@ -36,7 +36,7 @@ def test_a_window_that_is_used_slowly_stays_as_it_is():
     window = ReceiveWindow(budget, 0.0)
     assert fill(window, now=0.21) == INITIAL_WINDOW
     assert window.size == INITIAL_WINDOW
-    assert fill(window, now=0.40) == 2 * INITIAL_WINDOW
+    assert fill(window, now=0.30) == 2 * INITIAL_WINDOW
 
 
 def test_the_next_stream_begins_with_what_the_last_one_grew_to():
