@@ -115,8 +115,8 @@ class Connection(abc.ABC):
         """Open a stream for a protocol.
 
         A peer that is known to speak it is not waited for: the stream is there at once, and the peer hears of it with
-        the first write, read or end. Should it refuse, then what is done first with the stream raises
-        ``ProtocolNotSupported``, and nothing was executed.
+        the first write, or soon. Should it refuse, then the first read raises ``ProtocolNotSupported`` (or a write that
+        it cut short), and nothing was executed.
 
         Raises:
             ProtocolNotSupported, StreamError

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 _HANDLERS_PER_STREAM: Final = 2
 """The muxer bounds open streams; a handler may outlive its stream for a while, but not without bound."""
 
+_UNUSED: Final = 0.02
+"""Seconds that a new stream waits for its first write, with which it would cost no packet of its own."""
+
 
 class MuxedConnection(KeptConnection):
     """One connection of a ``Host``, which calls :meth:`serve` in a task of its nursery.
@@ -62,6 +65,8 @@ class MuxedConnection(KeptConnection):
         self._serving = 0
         self._known = {IDENTIFY}
         """Protocols that the peer speaks; who does not speak this one says so as soon as it is asked."""
+        self._unheard: set[NegotiatedStream] = set()
+        self._opened = trio.Event()
 
     @property
     def closed(self) -> bool:
@@ -80,9 +85,13 @@ class MuxedConnection(KeptConnection):
         asking = Asking(protocol)
         self.used_at = trio.current_time()
         inner = await self._muxer.open_stream()
-        stream = NegotiatedStream(inner, protocol, unsent=asking.opening, asking=asking, known=self._known)
+        stream = NegotiatedStream(
+            inner, protocol, unsent=asking.opening, asking=asking, known=self._known, unheard=self._unheard
+        )
         stream.connection = self
         if protocol in self._known:
+            self._unheard.add(stream)
+            self._opened.set()
             return stream
         try:
             with trio.fail_after(self._settings.negotiate_timeout):
@@ -112,6 +121,7 @@ class MuxedConnection(KeptConnection):
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._muxer.run)
+            nursery.start_soon(self._announce_unused)
             while True:
                 try:
                     stream = await self._muxer.accept_stream()
@@ -129,6 +139,15 @@ class MuxedConnection(KeptConnection):
                     self._serving += 1
                     nursery.start_soon(self._serve_stream, stream, handlers)
             nursery.cancel_scope.cancel()
+
+    async def _announce_unused(self) -> None:
+        """Let the peer hear of streams that were opened and not used at once: it may be the one to speak first."""
+        while True:
+            await self._opened.wait()
+            await trio.sleep(_UNUSED)
+            self._opened = trio.Event()
+            for stream in list(self._unheard):
+                stream.announce()
 
     async def _serve_stream(self, inner: MuxedStream, handlers: Mapping[str, StreamHandler]) -> None:
         async def serve(_: Stream) -> None:

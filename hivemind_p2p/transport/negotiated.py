@@ -32,6 +32,7 @@ class NegotiatedStream(Stream):
         asking: what the answer goes to; None when there is none to wait for.
         early: what came behind the negotiation.
         known: protocols that the peer speaks; corrected by what it answers.
+        unheard: streams of which the peer has not heard, which this one leaves when it does.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class NegotiatedStream(Stream):
         asking: Asking | None = None,
         early: bytes = b"",
         known: set[str] | None = None,
+        unheard: set[NegotiatedStream] | None = None,
     ) -> None:
         self.peer_id = inner.peer_id
         self.protocol = inner.protocol = protocol
@@ -51,6 +53,7 @@ class NegotiatedStream(Stream):
         self._asking = asking
         self._early = memoryview(early)
         self._known = known if known is not None else set()
+        self._unheard = unheard
         self._refusal: ProtocolNotSupported | None = None
 
     async def settle(self) -> None:
@@ -62,7 +65,7 @@ class NegotiatedStream(Stream):
         if self._refusal is not None:
             raise ProtocolNotSupported(str(self._refusal))
         while (asking := self._asking) is not None:
-            self._send_unsent()
+            self.announce()
             data = await self._inner.receive_some()
             if not data:
                 raise StreamReset(f"{self.peer_id} ended the stream instead of agreeing to {self.protocol!r}")
@@ -81,8 +84,8 @@ class NegotiatedStream(Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         if self._unsent and view.nbytes < _JOINED_BELOW:
-            view, self._unsent = memoryview(b"".join((self._unsent, view))), b""
-        self._send_unsent()
+            view = memoryview(b"".join((self._take_unsent(), view)))
+        self.announce()
         try:
             await self._inner.send_all(view)
         except StreamReset:
@@ -116,21 +119,29 @@ class NegotiatedStream(Stream):
         await self._inner.read_into(buffer)
 
     async def send_eof(self) -> None:
-        self._send_unsent()
+        self.announce()
         await self._inner.send_eof()
 
     async def aclose(self) -> None:
         if self._asking is None:
-            self._send_unsent()
+            self.announce()
+        self._take_unsent()
         await self._inner.aclose()
 
     async def reset(self) -> None:
+        self._take_unsent()
         await self._inner.reset()
 
     def __repr__(self) -> str:
         return repr(self._inner)
 
-    def _send_unsent(self) -> None:
+    def announce(self) -> None:
+        """Send what waits for the first write, now."""
         if self._unsent:
-            unsent, self._unsent = self._unsent, b""
-            self._inner.send_first(unsent)
+            self._inner.send_first(self._take_unsent())
+
+    def _take_unsent(self) -> bytes:
+        unsent, self._unsent = self._unsent, b""
+        if self._unheard is not None:
+            self._unheard.discard(self)
+        return unsent

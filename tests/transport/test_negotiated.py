@@ -105,6 +105,21 @@ async def test_a_stream_that_is_never_used_is_never_heard_of(autojump_clock):
         assert heard == []
 
 
+async def test_a_stream_that_is_not_used_at_once_is_heard_of_all_the_same(autojump_clock):
+    heard = trio.Event()
+
+    async def note(stream: Stream) -> None:
+        heard.set()
+
+    async with acquainted() as (one, two):
+        two.set_stream_handler(ECHO, note)
+        before = trio.current_time()
+        stream = await one.open_stream(two.peer_id, ECHO)
+        await heard.wait()
+        assert trio.current_time() - before <= 0.05
+        assert await stream.receive_some() == b""
+
+
 async def test_a_cancelled_first_read_loses_nothing(autojump_clock):
     async with acquainted(latency=1.0) as (one, two):
         stream = await one.open_stream(two.peer_id, ECHO)
