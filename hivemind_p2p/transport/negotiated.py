@@ -55,6 +55,7 @@ class NegotiatedStream(Stream):
         self._known = known if known is not None else set()
         self._unheard = unheard
         self._refusal: ProtocolNotSupported | None = None
+        self._settling = False
 
     async def settle(self) -> None:
         """Wait until the peer has agreed.
@@ -64,22 +65,26 @@ class NegotiatedStream(Stream):
         """
         if self._refusal is not None:
             raise ProtocolNotSupported(str(self._refusal))
-        while (asking := self._asking) is not None:
-            self.announce()
-            data = await self._inner.receive_some()
-            if not data:
-                raise StreamReset(f"{self.peer_id} ended the stream instead of agreeing to {self.protocol!r}")
-            try:
-                agreed = asking.receive(data)
-            except ProtocolNotSupported as error:
-                self._known.discard(self.protocol)
-                self._refusal = error
-                raise
-            if agreed:
-                self._early = memoryview(asking.rest)
-                self._asking = None
-                if len(self._known) < _MOST_KNOWN:
-                    self._known.add(self.protocol)
+        if self._settling:
+            raise trio.BusyResourceError(f"another task is reading from the stream to {self.peer_id}")
+        self._settling = True
+        try:
+            while (asking := self._asking) is not None:
+                self.announce()
+                data = await self._inner.receive_some()
+                if not data:
+                    raise StreamReset(f"{self.peer_id} ended the stream instead of agreeing to {self.protocol!r}")
+                if asking.receive(data):
+                    self._early = memoryview(asking.rest)
+                    self._asking = None
+                    if len(self._known) < _MOST_KNOWN:
+                        self._known.add(self.protocol)
+        except ProtocolNotSupported as error:
+            self._known.discard(self.protocol)
+            self._refusal = error
+            raise
+        finally:
+            self._settling = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
@@ -89,7 +94,7 @@ class NegotiatedStream(Stream):
         try:
             await self._inner.send_all(view)
         except StreamReset:
-            if self._asking is not None:
+            if self._asking is not None and not self._settling:  # otherwise the reader is told
                 await self.settle()  # what came before the reset may say why; nothing more will come to wait for
             raise
 

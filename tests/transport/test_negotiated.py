@@ -11,9 +11,12 @@ import trio
 from hivemind_p2p.errors import ProtocolNotSupported, StreamError, StreamReset
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.transport.host import Host
-from hivemind_p2p.transport.negotiate import GREETING, line
+from hivemind_p2p.transport.negotiate import GREETING, Asking, line
+from hivemind_p2p.transport.negotiated import NegotiatedStream
+from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
 from tests.transport.hosts import ECHO, roundtrip
 from tests.transport.test_memory import pair
+from tests.transport.yamux.muxers import two_muxers
 
 
 @asynccontextmanager
@@ -49,6 +52,33 @@ async def test_a_write_that_the_refusal_cuts_short_says_so(autojump_clock):
         with pytest.raises(ProtocolNotSupported, match=ECHO):
             await stream.send_all(bytes(5_000_000))
         await stream.reset()
+
+
+async def test_when_one_writes_and_one_reads_the_reader_hears_of_the_refusal(autojump_clock):
+    async with two_muxers() as pair:
+        for _ in range(20):  # which of the two wakes first is up to chance
+            asking = Asking(ECHO)
+            inner = await pair.one.open_stream()
+            stream = NegotiatedStream(inner, ECHO, unsent=asking.opening, asking=asking)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write_in_vain, stream)
+                nursery.start_soon(refuse_and_reset, pair.other)
+                with pytest.raises(ProtocolNotSupported, match=ECHO):
+                    await stream.receive_some()
+            await stream.reset()
+
+
+async def refuse_and_reset(muxer: YamuxMuxer) -> None:
+    """Both in one packet."""
+    stream = await muxer.accept_stream()
+    await trio.testing.wait_all_tasks_blocked()
+    muxer.session.send(stream.state, memoryview(line(GREETING) + line("na")))
+    await stream.reset()
+
+
+async def write_in_vain(stream: Stream) -> None:
+    with pytest.raises((StreamReset, ProtocolNotSupported)):
+        await stream.send_all(bytes(5_000_000))
 
 
 async def test_a_reset_that_is_no_refusal_stays_one(autojump_clock):
@@ -118,6 +148,17 @@ async def test_a_stream_that_is_not_used_at_once_is_heard_of_all_the_same(autoju
         await heard.wait()
         assert trio.current_time() - before <= 0.05
         assert await stream.receive_some() == b""
+
+
+async def test_two_first_readers_at_once_are_a_mistake_that_is_named(autojump_clock):
+    async with acquainted() as (one, two):
+        stream = await one.open_stream(two.peer_id, ECHO)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.receive_some)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await stream.receive_some()
+            await stream.send_all(b"x")
 
 
 async def test_a_cancelled_first_read_loses_nothing(autojump_clock):
