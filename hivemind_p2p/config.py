@@ -272,6 +272,16 @@ class DHTSettings:
 
 
 @dataclass(frozen=True)
+class ControlSettings:
+    """Answering, on this machine, how a running node is doing: to ``hivemind-p2p peers`` and ``doctor``."""
+
+    serve: bool | None = None
+    """Answer to the user that the node runs as, and to root. None: the commands do, and programs of yours do not."""
+    directory: Path | None = None
+    """Where the sockets of nodes lie. None: ``$XDG_RUNTIME_DIR/hivemind-p2p``, or ``/tmp/hivemind-p2p-<user id>``."""
+
+
+@dataclass(frozen=True)
 class HostingSettings:
     """Which experts ``hivemind-p2p server`` hosts, and how they compute and learn."""
 
@@ -335,4 +345,5 @@ class Settings:
     relay: RelaySettings = field(default_factory=RelaySettings)
     rpc: RPCSettings = field(default_factory=RPCSettings)
     dht: DHTSettings = field(default_factory=DHTSettings)
+    control: ControlSettings = field(default_factory=ControlSettings)
     hosting: HostingSettings = field(default_factory=HostingSettings)

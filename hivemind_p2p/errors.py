@@ -34,6 +34,7 @@ concern; nothing in the package raises a bare ``Exception``.
     │   ├── Overloaded              too many requests wait for the expert already
     │   ├── NotEnoughExperts        fewer than ``k_min`` experts answered a mixture
     │   └── AnomalyDetected         NaN or infinity where ``detect_anomalies`` looked for it
+    ├── ControlError                a node that runs on this machine cannot be asked how it is doing
     ├── NodeClosed                  the node, server or runtime was shut down under the call
     └── WouldDeadlock               a synchronous call in the thread that would have to answer it
 """
@@ -175,6 +176,10 @@ class NotEnoughExperts(ExpertError):
 
 class AnomalyDetected(ExpertError, ValueError):
     """NaN or infinity in inputs, gradients or answers, found because ``detect_anomalies`` was set."""
+
+
+class ControlError(HivemindError):
+    """A node that runs on this machine cannot be asked how it is doing."""
 
 
 class NodeClosed(HivemindError):

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.config import Settings
+from hivemind_p2p.control import ControlServer
 from hivemind_p2p.dht import AuthorizerBase, DHTNode, RecordValidatorBase
 from hivemind_p2p.dht.remembered import path_beside
 from hivemind_p2p.errors import BootstrapError, ConfigError, NodeClosed
@@ -21,6 +22,9 @@ from hivemind_p2p.rpc import RPC
 from hivemind_p2p.transport.api import Connection, Network, Stream, StreamHandler
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.wire.peer_id import PeerID
+
+if TYPE_CHECKING:
+    from hivemind_p2p.transport.report import ConnectionReport
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -110,6 +114,10 @@ class Node:
                 await nat.prepare(self.settings.nat.relay_timeout)  # so that the swarm hears where we are reached
             await self._join(dht)
             self._network, self._nat, self._rpc, self._dht = network, nat, rpc, dht
+            control = self.settings.control
+            if control.serve:
+                answers = {"peers": self._tell_peers}
+                await stack.enter_async_context(ControlServer(identity.peer_id, answers, directory=control.directory))
             self._stack = stack.pop_all()
         return self
 
@@ -154,6 +162,18 @@ class Node:
         """Open connections, to one peer or to all."""
         return self.network.connections(peer_id)
 
+    async def peers(self, timeout: float = 2.0) -> list[ConnectionReport]:
+        """Every connection: direct or by which relay, since when, round trip (measured now), bytes.
+
+        Those to one peer stand together, the one in use first.
+
+        Args:
+            timeout: the most seconds that measuring may take; 0 measures nothing.
+        """
+        from hivemind_p2p.transport.report import report
+
+        return await report(sorted(self.connections(), key=lambda each: each.peer_id), timeout)
+
     async def connect(self, maddr: str | Multiaddr) -> PeerID:
         """Connect to the peer at ``maddr`` (ending in ``/p2p/<id>``) unless we are connected; return its id.
 
@@ -195,6 +215,9 @@ class Node:
             if not await dht.rejoin():
                 raise
             logger.warning("joined through peers of the last run instead of the initial ones: %s", error)
+
+    async def _tell_peers(self) -> list[dict[str, Any]]:
+        return [each.to_json() for each in await self.peers()]
 
     def _running(self, part: _T | None) -> _T:
         if part is None:

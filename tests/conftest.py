@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,14 @@ from hypothesis import HealthCheck, settings
 pytest_plugins = ["pytester"]
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _control_directory() -> Iterator[None]:
+    """Nodes that tests start put their sockets among themselves. The path is short, as those of sockets must be."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["HIVEMIND_P2P_CONTROL__DIRECTORY"] = f"{directory}/nodes"
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -36,6 +36,7 @@ def bootstrap(
             "node.identity_path": identity_path,
         },
     )
+    settings = options.for_serving(settings)
 
     async def serve() -> None:
         import trio

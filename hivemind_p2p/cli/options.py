@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,3 +69,9 @@ def settings_from(config: Path | None, options: Mapping[str, object]) -> Setting
         ConfigError: see :func:`~hivemind_p2p.config_sources.load_settings`.
     """
     return load_settings({key: value for key, value in options.items() if value is not None}, toml_path=config)
+
+
+def for_serving(settings: Settings) -> Settings:
+    """What nobody decided, as it is for a command that goes on until it is stopped."""
+    control = settings.control
+    return replace(settings, control=replace(control, serve=True if control.serve is None else control.serve))

@@ -95,7 +95,7 @@ def server(
             "hosting.update_period": update_period,
         },
     )
-    run_until_stopped(lambda: host_experts(settings, as_json=as_json))
+    run_until_stopped(lambda: host_experts(options.for_serving(settings), as_json=as_json))
 
 
 async def host_experts(settings: Settings, *, as_json: bool) -> None:

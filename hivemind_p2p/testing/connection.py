@@ -14,7 +14,7 @@ from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, StreamReset
 from hivemind_p2p.testing.stream import Mark, MemoryStream
 from hivemind_p2p.testing.world import World
-from hivemind_p2p.transport.api import Stream, StreamHandler
+from hivemind_p2p.transport.api import Stream, StreamHandler, Traffic
 from hivemind_p2p.transport.connection import run_handler
 from hivemind_p2p.transport.registry import KeptConnection
 from hivemind_p2p.wire.peer_id import PeerID
@@ -40,6 +40,7 @@ class MemoryConnection(KeptConnection):
         self.peer_id, self.remote_maddr, self.outbound = peer_id, remote_maddr, outbound
         self.opened_at = self.used_at = trio.current_time()
         self.world = world
+        self.bytes_sent = 0
         self.streams: set[MemoryStream] = set()
         self._own_id = own_id
         self._settings = settings
@@ -66,6 +67,10 @@ class MemoryConnection(KeptConnection):
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic(self.other.bytes_sent, self.bytes_sent)
 
     @property
     def idle(self) -> bool:

@@ -157,6 +157,7 @@ class MemoryStream(Stream):
         self.other._incoming.append((self._arrival(), piece))
         if isinstance(piece, bytes):
             self.other._unread += len(piece)
+            self._connection.bytes_sent += len(piece)
         self.other.poke()
 
     def _end(self) -> None:

@@ -10,7 +10,7 @@ import abc
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 from multiaddr import Multiaddr
@@ -76,6 +76,13 @@ class CircuitLimit:
     """Bytes in each direction."""
 
 
+class Traffic(NamedTuple):
+    """Bytes that a connection has carried, before they were encrypted, with what its multiplexer adds."""
+
+    received: int
+    sent: int
+
+
 @dataclass(frozen=True)
 class PeerDescription:
     """What a peer says about itself (identify): hints, all of it."""
@@ -109,6 +116,11 @@ class Connection(abc.ABC):
     @abc.abstractmethod
     def closed(self) -> bool:
         """Whether it can carry no more streams."""
+
+    @property
+    @abc.abstractmethod
+    def traffic(self) -> Traffic:
+        """What it has carried so far."""
 
     @abc.abstractmethod
     async def open_stream(self, protocol: str) -> Stream:

@@ -11,7 +11,7 @@ from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, StreamError, StreamReset
-from hivemind_p2p.transport.api import CircuitLimit, Stream, StreamHandler
+from hivemind_p2p.transport.api import CircuitLimit, Stream, StreamHandler, Traffic
 from hivemind_p2p.transport.identify import IDENTIFY
 from hivemind_p2p.transport.muxer import MuxedStream, Muxer
 from hivemind_p2p.transport.negotiate import Answering, Asking
@@ -75,6 +75,10 @@ class MuxedConnection(KeptConnection):
     @property
     def idle(self) -> bool:
         return self._muxer.stream_count == 0 and not self._serving
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._muxer.traffic
 
     async def open_stream(self, protocol: str) -> Stream:
         """Open a stream for a protocol: at once when the peer is known to speak it, else once it has agreed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 
-from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.transport.api import Stream, Traffic
 from hivemind_p2p.wire.peer_id import PeerID
 
 
@@ -32,6 +32,11 @@ class Muxer(abc.ABC):
     @abc.abstractmethod
     def stream_count(self) -> int:
         """Streams open now, of both sides."""
+
+    @property
+    @abc.abstractmethod
+    def traffic(self) -> Traffic:
+        """What it has carried so far."""
 
     @abc.abstractmethod
     async def run(self) -> None:

@@ -39,6 +39,12 @@ def test_the_unit_keeps_the_identity_where_the_configuration_puts_it(unit):
     assert identity.parent == Path("/var/lib", unit["Service"]["StateDirectory"])
 
 
+def test_the_unit_makes_the_folder_that_the_configuration_answers_in(unit):
+    directory = load_settings(environ={}, toml_path=ROOT / "bootstrap/node.toml").control.directory
+    assert directory == Path("/run", unit["Service"]["RuntimeDirectory"])
+    assert unit["Service"]["RuntimeDirectoryMode"] == "0700"
+
+
 def test_the_unit_starts_a_command_that_exists(unit):
     program, *arguments = shlex.split(unit["Service"]["ExecStart"])
     assert Path(program).name == cli.PROGRAM

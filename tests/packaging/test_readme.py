@@ -71,7 +71,10 @@ def test_a_swarm_of_your_own(serve, tmp_path):
     done = subprocess.run(
         ping, cwd=tmp_path, env=environment(PEER=peer), capture_output=True, text=True, timeout=100, check=True
     )
-    assert f"{peer.rpartition('/')[2]} answered in" in done.stdout
+    peer_id = peer.rpartition("/")[2]
+    assert f"{peer_id} answered in" in done.stdout
+    assert f"{peer_id} was reached directly from the beginning" in done.stdout
+    assert f"{peer_id} (process " in done.stdout
 
 
 def test_every_block_is_run_somewhere():

@@ -20,6 +20,7 @@ import trio
 
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost
+from hivemind_p2p.transport.api import Traffic
 from hivemind_p2p.transport.muxer import Muxer
 from hivemind_p2p.transport.noise.channel import SecureChannel
 from hivemind_p2p.transport.yamux.events import (
@@ -72,6 +73,7 @@ class YamuxMuxer(Muxer):
         self._flowing = trio.Event()
         self._sent = trio.lowlevel.ParkingLot()
         self._received = 0
+        self._bytes_received = self._bytes_sent = 0
         self._scope = trio.CancelScope()
         self._running = False
         self._closing = False
@@ -85,6 +87,10 @@ class YamuxMuxer(Muxer):
     @property
     def stream_count(self) -> int:
         return len(self._streams)
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic(self._bytes_received, self._bytes_sent)
 
     async def run(self) -> None:
         self._running = True
@@ -185,6 +191,7 @@ class YamuxMuxer(Muxer):
         output = self.session.take_output()
         if self._lost is not None or self._write_failure is not None:
             return
+        self._bytes_sent += sum(map(len, output))
         try:
             self._channel.write(output)
         except ConnectionLost as error:
@@ -209,6 +216,7 @@ class YamuxMuxer(Muxer):
                 now = trio.current_time()
                 self._received += 1
                 for message in messages:
+                    self._bytes_received += len(message)
                     for event in self.session.receive(message, now):
                         if isinstance(event, SessionFailed):
                             logger.warning("%s broke the protocol: %s", self.peer_id, event.reason)
