@@ -26,6 +26,7 @@ _HOMES = {
     "SchemaValidator": "hivemind_p2p.dht.schema",
     "Server": "hivemind_p2p.server",
     "background_server": "hivemind_p2p.server",
+    "client_stats": "hivemind_p2p.client",
     "declare_experts": "hivemind_p2p.server",
     "get_dht_time": "hivemind_p2p.dht",
     "get_experts": "hivemind_p2p.client",
@@ -47,6 +48,7 @@ __all__ = [
     "SchemaValidator",
     "Server",
     "background_server",
+    "client_stats",
     "declare_experts",
     "get_dht_time",
     "get_experts",
@@ -54,7 +56,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hivemind_p2p.client import RemoteExpert, RemoteMixtureOfExperts, get_experts
+    from hivemind_p2p.client import RemoteExpert, RemoteMixtureOfExperts, client_stats, get_experts
     from hivemind_p2p.dht import (
         DHTNode,
         Ed25519SignatureValidator,

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from hivemind_p2p.client.beam_search import ExpertInfo
+from hivemind_p2p.client.contacts import ClientStats, client_stats
 from hivemind_p2p.client.expert import RemoteExpert, get_experts
 from hivemind_p2p.client.moe import RemoteMixtureOfExperts
-from hivemind_p2p.client.report import BatchReport, CallReport, MixtureReport
+from hivemind_p2p.client.replicas import Replica
+from hivemind_p2p.client.report import AttemptReport, BatchReport, CallReport, MixtureReport
 
 __all__ = [
+    "AttemptReport",
     "BatchReport",
     "CallReport",
+    "ClientStats",
     "ExpertInfo",
     "MixtureReport",
     "RemoteExpert",
     "RemoteMixtureOfExperts",
+    "Replica",
+    "client_stats",
     "get_experts",
 ]

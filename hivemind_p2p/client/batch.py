@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 import trio
 
 from hivemind_p2p.client.beam_search import ExpertInfo
-from hivemind_p2p.client.calls import Direction, beside_the_network, call_expert
+from hivemind_p2p.client.calls import beside_the_network
 from hivemind_p2p.client.quorum import Quorum
-from hivemind_p2p.client.report import CallReport
-from hivemind_p2p.client.schema import ExpertSchema
-from hivemind_p2p.errors import AnomalyDetected, HivemindError
-from hivemind_p2p.rpc import RPC
+from hivemind_p2p.client.report import AttemptReport, CallReport
+from hivemind_p2p.errors import HivemindError
 
 
 @dataclass(frozen=True)
@@ -51,58 +50,54 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call ended: with tensors, with an error, or, with neither, not in time."""
+    """How a call ended: with tensors, with an error, or, with neither, not in time.
+
+    Attributes:
+        by: the replica that answered, or that was to be asked first.
+    """
 
     report: CallReport
+    by: ExpertInfo
     tensors: Sequence[torch.Tensor] | None = None
     error: HivemindError | None = None
 
 
-async def call_experts(
-    rpc: RPC,
-    direction: Direction,
-    schema: ExpertSchema,
-    calls: Sequence[Call],
-    patience: Patience,
-    answers: torch.Tensor,
-    *,
-    detect_anomalies: bool = False,
-) -> list[Outcome]:
+Ask: TypeAlias = Callable[
+    [ExpertInfo, Sequence[torch.Tensor], float | None, list[AttemptReport]],
+    Awaitable[tuple[ExpertInfo, Sequence[torch.Tensor]]],
+]
+"""Calls an expert: with what, for how many seconds at most, and where to report attempts; who answered, and what."""
+
+
+async def call_experts(ask: Ask, calls: Sequence[Call], patience: Patience, answers: torch.Tensor) -> list[Outcome]:
     """Make calls at the same time; wait for all of them, or as long as ``patience`` says.
 
     Args:
         answers: int64 ``[samples]``, answers that each sample has already; counted on in place.
-        detect_anomalies: an answer with NaN or infinity in it is a failure.
 
     Returns:
         How each call ended. A call that fails does not end the others.
     """
     timeout = None if patience.timeout is None else math.inf  # what `scope` ends is late, not failed
     quorum = Quorum(answers, [call.rows for call in calls], patience.k_min)
-    outcomes: list[Outcome | None] = [None] * len(calls)
+    ends = [_End() for _ in calls]
     began = trio.current_time()
-
-    def end(number: int, tensors: Sequence[torch.Tensor] | None = None, error: HivemindError | None = None) -> None:
-        outcomes[number] = _outcome(calls[number], trio.current_time() - began, tensors, error)
-        quorum.ended(number, answered=tensors is not None)
-        shorten()
 
     def shorten() -> None:
         if patience.timeout_after_k_min is not None and quorum.settled:
             scope.deadline = min(scope.deadline, trio.current_time() + patience.timeout_after_k_min)
 
     async def make(number: int) -> None:
-        call = calls[number]
+        call, end = calls[number], ends[number]
         try:
             size = sum(tensor[:1].nbytes for tensor in call.tensors) * len(call.rows)
             tensors = [*await beside_the_network(size, _take, call.tensors, call.rows), *call.aligned]
-            answer = await call_expert(rpc, call.expert, direction, schema, tensors, timeout)
-            if detect_anomalies and not all(tensor.isfinite().all() for tensor in answer):
-                raise AnomalyDetected(f"the answer of {call.expert.uid} has NaN or infinity in it")
+            end.by, end.tensors = await ask(call.expert, tensors, timeout, end.attempts)
         except HivemindError as error:
-            end(number, error=error)
-        else:
-            end(number, answer)
+            end.error = error
+        end.seconds = trio.current_time() - began
+        quorum.ended(number, answered=end.error is None)
+        shorten()
 
     with trio.move_on_after(math.inf if patience.timeout is None else patience.timeout) as scope:
         shorten()
@@ -110,10 +105,7 @@ async def call_experts(
             for number in range(len(calls)):
                 nursery.start_soon(make, number)
     seconds = trio.current_time() - began
-    return [
-        outcome if outcome is not None else _outcome(call, seconds, None, None)
-        for call, outcome in zip(calls, outcomes, strict=True)
-    ]
+    return [end.outcome(call, seconds) for call, end in zip(calls, ends, strict=True)]
 
 
 def _take(tensors: Sequence[torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:
@@ -123,15 +115,25 @@ def _take(tensors: Sequence[torch.Tensor], rows: torch.Tensor) -> list[torch.Ten
     return [tensor.index_select(0, rows) for tensor in tensors]
 
 
-def _outcome(
-    call: Call, seconds: float, tensors: Sequence[torch.Tensor] | None, error: HivemindError | None
-) -> Outcome:
-    what = CallReport(
-        uid=call.expert.uid,
-        peer_id=call.expert.peer_id,
-        rows=len(call.rows),
-        outcome="answered" if tensors is not None else "failed" if error is not None else "late",
-        seconds=seconds,
-        error="" if error is None else f"{type(error).__name__}: {error}",
-    )
-    return Outcome(what, tensors, error)
+@dataclass
+class _End:
+    """How a call ended; nothing yet, while it is under way."""
+
+    by: ExpertInfo | None = None
+    tensors: Sequence[torch.Tensor] | None = None
+    error: HivemindError | None = None
+    seconds: float | None = None
+    attempts: list[AttemptReport] = field(default_factory=list)
+
+    def outcome(self, call: Call, seconds: float) -> Outcome:
+        error, by = self.error, self.by or call.expert
+        report = CallReport(
+            uid=by.uid,
+            peer_id=by.peer_id,
+            rows=len(call.rows),
+            outcome="answered" if self.tensors is not None else "failed" if error is not None else "late",
+            seconds=seconds if self.seconds is None else self.seconds,
+            error="" if error is None else f"{type(error).__name__}: {error}",
+            attempts=tuple(self.attempts),
+        )
+        return Outcome(report, by, self.tensors, error)

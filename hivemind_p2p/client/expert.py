@@ -8,10 +8,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import nn
 
+from hivemind_p2p.client.attempts import Caller
 from hivemind_p2p.client.autograd import exchange_with_experts
 from hivemind_p2p.client.beam_search import ExpertInfo
-from hivemind_p2p.client.calls import Direction, call_expert, fetch_schema
+from hivemind_p2p.client.calls import Direction, fetch_schema
+from hivemind_p2p.client.contacts import contacts_of
 from hivemind_p2p.client.lookup import find_experts
+from hivemind_p2p.client.replicas import Replica
 from hivemind_p2p.client.schema import ExpertSchema
 from hivemind_p2p.dht import DHTNode
 from hivemind_p2p.errors import HivemindError, InvalidUID
@@ -25,13 +28,15 @@ class RemoteExpert(nn.Module):
 
     ``backward`` asks the server, which runs the forward pass again, takes one optimizer step of its own and returns the
     gradients of the inputs. It does so even if no input requires a gradient, for the expert's sake; under
-    ``torch.no_grad()`` it is not asked. The expert's parameters are not here. After a failure, the next call asks the
-    DHT who serves the expert now. May be used by several threads at once.
+    ``torch.no_grad()`` it is not asked. The expert's parameters are not here. Where several servers are its replicas, a
+    forward goes to one that is not busy, and its backward to the same. Who fails is left out for a while; another one
+    is asked, after a look into the DHT if need be, within the same timeout. May be used by several threads at once.
 
     Args:
         expert_info: uid and peer id, as :func:`get_experts` finds them.
         dht: through whose node the calls go.
-        forward_timeout, backward_timeout: seconds for a call; default: ``settings.rpc.timeout`` of the node.
+        forward_timeout, backward_timeout: seconds for a call, whatever attempts it takes; default:
+            ``settings.rpc.timeout`` of the node.
     """
 
     def __init__(
@@ -45,8 +50,8 @@ class RemoteExpert(nn.Module):
         super().__init__()
         self._info, self._dht = expert_info, dht
         self._timeouts: dict[Direction, float | None] = {"forward": forward_timeout, "backward": backward_timeout}
+        self._contacts = contacts_of(dht)
         self._schema: ExpertSchema | None = None
-        self._doubted = False  # whether the last call failed
 
     @property
     def uid(self) -> str:
@@ -55,8 +60,22 @@ class RemoteExpert(nn.Module):
 
     @property
     def peer_id(self) -> PeerID:
-        """The peer that serves it, as far as we know."""
+        """The peer that serves it, as far as we know: of several, the last that answered."""
         return self._info.peer_id
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """All that serve it now, as they declare themselves in the DHT, which is asked; none of hivemind's servers.
+
+        Raises:
+            DHTError: it cannot be asked.
+        """
+
+        async def fetch() -> None:
+            await self._contacts.replicas.fetch(self._dht.node.dht, [self.uid], latest=True)
+
+        portal().call(fetch)
+        return list(self._contacts.replicas.of(self.uid))
 
     @property
     def info(self) -> dict[str, Any]:
@@ -95,31 +114,26 @@ class RemoteExpert(nn.Module):
         return self._schema
 
     async def _fetch_schema(self) -> ExpertSchema:
-        await self._locate()
         try:
             return await fetch_schema(self._dht.node.rpc, self._info, self._timeouts["forward"])
         except HivemindError:
-            self._doubted = True
-            raise
+            [found] = await find_experts(self._dht.node.dht, [self.uid], latest=True)
+            if found is None or found == self._info:
+                raise
+        self._info = found
+        return await fetch_schema(self._dht.node.rpc, found, self._timeouts["forward"])
 
     async def compute(
-        self, direction: Direction, schema: ExpertSchema, tensors: Sequence[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """One call, without autograd, to be awaited in the portal; see ``calls.call_expert``."""
-        await self._locate()
-        try:
-            node = self._dht.node
-            return await call_expert(node.rpc, self._info, direction, schema, tensors, self._timeouts[direction])
-        except HivemindError:
-            self._doubted = True
-            raise
+        self, direction: Direction, schema: ExpertSchema, tensors: Sequence[torch.Tensor], at: ExpertInfo | None = None
+    ) -> tuple[ExpertInfo, list[torch.Tensor]]:
+        """One call, without autograd, to be awaited in the portal; see ``attempts.Caller``.
 
-    async def _locate(self) -> None:
-        """After a failure: the expert may have moved."""
-        if self._doubted:
-            [found] = await find_experts(self._dht.node.dht, [self.uid], latest=True)
-            self._info = found or self._info
-            self._doubted = False
+        Args:
+            at: the replica to ask first.
+        """
+        caller = Caller(self._dht.node, self._contacts, schema, find_more=True)
+        self._info, answer = await caller.call(at or self._info, direction, tensors, self._timeouts[direction])
+        return self._info, answer
 
 
 class _OneExpert:
@@ -127,18 +141,21 @@ class _OneExpert:
 
     def __init__(self, expert: RemoteExpert, schema: ExpertSchema) -> None:
         self._expert, self._schema = expert, schema
+        self._answered_by: ExpertInfo | None = None
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         if len(inputs[0]) == 0:
             return self._schema.empty_outputs()
-        return portal().call(self._expert.compute, "forward", self._schema, inputs)
+        self._answered_by, outputs = portal().call(self._expert.compute, "forward", self._schema, inputs)
+        return outputs
 
     def backward(
         self, inputs: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], needed: Sequence[bool]
     ) -> Sequence[torch.Tensor | None]:
         if len(inputs[0]) == 0:
             return [torch.zeros_like(tensor) for tensor in inputs]
-        found = portal().call(self._expert.compute, "backward", self._schema, [*inputs, *grads])
+        sent = [*inputs, *grads]
+        _, found = portal().call(self._expert.compute, "backward", self._schema, sent, self._answered_by)
         return [grad if wanted else None for grad, wanted in zip(found, needed, strict=True)]
 
 

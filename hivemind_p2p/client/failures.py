@@ -1,4 +1,4 @@
-"""Experts that failed a moment ago, to be passed over for a while rather than asked again with every batch."""
+"""Circuit breakers: experts that failed a moment ago are passed over for a while, not asked again with every batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from hivemind_p2p.client.beam_search import ExpertInfo
-from hivemind_p2p.errors import ConnectionLost, DialError
+from hivemind_p2p.errors import ConnectionLost, DeadlineExceeded, DialError
 from hivemind_p2p.wire.peer_id import PeerID
 
 AVOID_FIRST: Final = 5.0
@@ -20,8 +20,9 @@ _Who: TypeAlias = ExpertInfo | PeerID
 class RecentFailures:
     """Who failed, and until when to avoid it: 5 s, doubling with each failure in a row up to a minute.
 
-    What says that a peer is not there (``DialError``, ``ConnectionLost``) counts against all of its experts, anything
-    else against the one expert. An expert that moved to another peer is another one. Used by several threads at once.
+    What says that a peer is not there counts against all of its experts: ``DialError``, ``ConnectionLost``, a call that
+    came too late while the peer answered nothing else; anything else against the one expert. After the pause, the next
+    batch is the trial. An expert that moved to another peer is another one. Used by several threads at once.
 
     Args:
         clock: seconds, never going back.
@@ -31,11 +32,19 @@ class RecentFailures:
         self._clock = clock
         self._lock = threading.Lock()
         self._until: dict[_Who, tuple[float, float]] = {}  # when it ends, and how long it was
+        self._answered: dict[PeerID, float] = {}  # when a peer last did
 
-    def add(self, info: ExpertInfo, error: Exception | None = None) -> None:
-        """A call failed, or came too late."""
-        who: _Who = info.peer_id if isinstance(error, DialError | ConnectionLost) else info
+    def add(self, info: ExpertInfo, error: Exception | None = None, *, lasted: float = 0.0) -> None:
+        """A call failed, or, without an error or with ``DeadlineExceeded``, came too late.
+
+        Args:
+            lasted: seconds for which the peer was waited for.
+        """
         now = self._clock()
+        whole_peer = isinstance(error, DialError | ConnectionLost)
+        if lasted and (error is None or isinstance(error, DeadlineExceeded)):
+            whole_peer = self._answered.get(info.peer_id, 0.0) <= now - lasted
+        who: _Who = info.peer_id if whole_peer else info
         with self._lock:
             until, pause = self._until.pop(who, (0.0, 0.0))
             if now >= until:  # failures of calls that were in flight together are one
@@ -46,10 +55,13 @@ class RecentFailures:
 
     def clear(self, info: ExpertInfo) -> None:
         """A call was answered."""
-        if self._until:
-            with self._lock:
-                self._until.pop(info, None)
-                self._until.pop(info.peer_id, None)
+        with self._lock:
+            self._answered.pop(info.peer_id, None)
+            self._answered[info.peer_id] = self._clock()
+            if len(self._answered) > MAX_REMEMBERED:
+                del self._answered[next(iter(self._answered))]
+            self._until.pop(info, None)
+            self._until.pop(info.peer_id, None)
 
     def __contains__(self, info: ExpertInfo) -> bool:
         if not self._until:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from hivemind_p2p.client.beam_search import BeamSearch, Choice, ExpertInfo, Listing
-from hivemind_p2p.client.failures import RecentFailures
+from hivemind_p2p.client.contacts import Contacts, contacts_of
 from hivemind_p2p.client.lookup import Listings
 from hivemind_p2p.dht import get_dht_time
 from hivemind_p2p.errors import ConfigError
@@ -51,7 +50,7 @@ class GridSearch:
         self.total_grid_size = sum(self.grid_size)
         absent_for = cache_expiration if negative_caching else 0.0
         self.listings = Listings(get_dht_time, found_for=cache_expiration, absent_for=absent_for)
-        self.failures = RecentFailures(time.monotonic)
+        self.contacts = contacts_of(dht)
         self.look_ups = 0
 
     def search(self, scores: Sequence[torch.Tensor], k_best: int, *, k_min: int = 0) -> Choice:
@@ -62,18 +61,18 @@ class GridSearch:
             k_best: how many to find.
             k_min: experts that failed a moment ago are left out, unless a sample would find fewer than this.
         """
-        choice = self._search(scores, k_best, self.failures)
-        if k_min and self.failures and ((choice.index >= 0).sum(dim=1) < k_min).any():
+        failures = self.contacts.failures
+        choice = self._search(scores, k_best, self.contacts if failures else None)
+        if k_min and failures and ((choice.index >= 0).sum(dim=1) < k_min).any():
             return self._search(scores, k_best, None)
         return choice
 
-    def failed(self, expert: ExpertInfo, error: Exception | None) -> None:
-        """A call failed, or came too late: leave the expert out for a while, and look it up anew."""
-        self.failures.add(expert, error)
+    def doubt(self, expert: ExpertInfo) -> None:
+        """A call failed, or came too late: look the expert up anew."""
         prefix, _ = split_uid(expert.uid)
         self.listings.doubt(prefix if len(self.grid_size) > 1 else expert.uid + UID_DELIMITER)
 
-    def _search(self, scores: Sequence[torch.Tensor], k_best: int, avoid: RecentFailures | None) -> Choice:
+    def _search(self, scores: Sequence[torch.Tensor], k_best: int, avoid: Contacts | None) -> Choice:
         search = BeamSearch(self.uid_prefix, scores, k_best)
         while wanted := search.wanted():
             found, missing = self.listings.recall(wanted)
@@ -87,13 +86,13 @@ class GridSearch:
         return f"<GridSearch of {self.uid_prefix}{'.'.join(f'[0:{length}]' for length in self.grid_size)}>"
 
 
-def _without(avoid: RecentFailures, listings: Mapping[str, Listing]) -> dict[str, Listing]:
+def _without(avoid: Contacts, listings: Mapping[str, Listing]) -> dict[str, Listing]:
     """The listings without experts to avoid. An entry that is only an example of what lies behind it stays."""
     return {
         prefix: {
             at: info
             for at, info in listing.items()
-            if info not in avoid or not (at == FLAT_EXPERT or info.uid == f"{prefix}{at}")
+            if not avoid.avoids(info) or not (at == FLAT_EXPERT or info.uid == f"{prefix}{at}")
         }
         for prefix, listing in listings.items()
     }

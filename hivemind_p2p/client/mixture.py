@@ -10,16 +10,16 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import torch
 
+from hivemind_p2p.client.attempts import Caller
 from hivemind_p2p.client.batch import Call, Outcome, Patience, call_experts
 from hivemind_p2p.client.beam_search import Choice, ExpertInfo
 from hivemind_p2p.client.calls import Direction
 from hivemind_p2p.client.grid_search import GridSearch
-from hivemind_p2p.client.report import BatchReport, CallReport, MixtureReport
+from hivemind_p2p.client.report import AttemptReport, BatchReport, CallReport, MixtureReport
 from hivemind_p2p.client.schema import ExpertSchema
 from hivemind_p2p.errors import AnomalyDetected, NotEnoughExperts
 from hivemind_p2p.sync import portal
@@ -104,7 +104,7 @@ class MixtureExchange:
             reports += [outcome.report for outcome in outcomes]
             for call, place, outcome in zip(calls, coordinates, outcomes, strict=True):
                 if outcome.tensors is not None:
-                    its = answered.setdefault(call.expert, _Answered([], place, []))
+                    its = answered.setdefault(outcome.by, _Answered([], place, []))
                     its.rows.append(call.rows)
                     its.outputs.append(outcome.tensors)
             if bool((answers >= options.k_min).all()):
@@ -183,8 +183,9 @@ class MixtureExchange:
         its_rows = rows[chosen.nonzero()[:, 0][order]].split_with_sizes(counts)
         calls, coordinates = [], []
         for expert, place, mine in zip(choice.experts, choice.coordinates, its_rows, strict=True):
-            if expert in answered:
-                mine = mine[torch.isin(mine, torch.cat(answered[expert].rows), invert=True)]
+            for replica, its in answered.items():
+                if replica.uid == expert.uid:
+                    mine = mine[torch.isin(mine, torch.cat(its.rows), invert=True)]
             if len(mine):
                 calls.append(Call(expert, mine, inputs))
                 coordinates.append(place)
@@ -193,17 +194,21 @@ class MixtureExchange:
     def _call(
         self, direction: Direction, calls: Sequence[Call], patience: Patience, answers: torch.Tensor
     ) -> list[Outcome]:
-        rpc = self._grid.dht.node.rpc
-        outcomes = portal().call(
-            partial(call_experts, detect_anomalies=self._options.detect_anomalies),
-            rpc, direction, self._schema, calls, patience, answers,
-        )  # fmt: skip
+        grid = self._grid
+        caller = Caller(grid.dht.node, grid.contacts, self._schema, detect_anomalies=self._options.detect_anomalies)
+
+        async def ask(
+            expert: ExpertInfo, tensors: Sequence[torch.Tensor], timeout: float | None, attempts: list[AttemptReport]
+        ) -> tuple[ExpertInfo, Sequence[torch.Tensor]]:
+            return await caller.call(expert, direction, tensors, timeout, attempts)
+
+        outcomes = portal().call(call_experts, ask, calls, patience, answers)
         for call, outcome in zip(calls, outcomes, strict=True):
-            if outcome.tensors is not None:
-                self._grid.failures.clear(call.expert)
-            else:
-                self._grid.failed(call.expert, outcome.error)
+            if outcome.tensors is None:
+                grid.doubt(call.expert)
                 logger.info("%s: %s", direction, outcome.report)
+            if outcome.report.outcome == "late":
+                grid.contacts.failures.add(call.expert, lasted=outcome.report.seconds)
         return outcomes
 
     def _gather(self, answered: dict[ExpertInfo, _Answered]) -> list[torch.Tensor]:

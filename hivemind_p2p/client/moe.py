@@ -166,7 +166,8 @@ class RemoteMixtureOfExperts(nn.Module):
             choice = grid.search(scores, max(4, self.options.k_best), k_min=1)
             schema, errors = portal().call(self._ask_for_schema, choice.experts)
             for expert, error in errors:
-                grid.failed(expert, error)
+                grid.contacts.failures.add(expert, error)
+                grid.doubt(expert)
                 failures.append(f"{expert.uid} at {expert.peer_id!r}: {type(error).__name__}: {error}")
             if schema is not None:
                 return schema

@@ -9,15 +9,34 @@ from hivemind_p2p.wire.peer_id import PeerID
 
 
 @dataclass(frozen=True)
+class AttemptReport:
+    """One request that was sent for a call.
+
+    Attributes:
+        peer_id: whom.
+        outcome: ``outrun`` ones were cancelled because another attempt was answered first.
+        seconds: until it ended.
+        error: why it failed; empty unless it did.
+    """
+
+    peer_id: PeerID
+    outcome: Literal["answered", "failed", "late", "outrun"]
+    seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class CallReport:
     """One call of one expert.
 
     Attributes:
-        uid, peer_id: whom.
+        uid, peer_id: whom; of several replicas the one that answered, or that was asked first.
         rows: how many samples it was asked about.
         outcome: ``late`` calls were still under way when their time was over; they were cancelled.
         seconds: until it ended.
         error: why it failed; empty unless it did.
+        attempts: the requests that it took, in the order in which they ended: more than one where a replica, or the
+            same peer again, was asked after a failure, or beside a peer that was late.
     """
 
     uid: str
@@ -26,10 +45,12 @@ class CallReport:
     outcome: Literal["answered", "failed", "late"]
     seconds: float
     error: str = ""
+    attempts: tuple[AttemptReport, ...] = ()
 
     def __str__(self) -> str:
         why = {"answered": "answered", "failed": self.error, "late": "late"}[self.outcome]
-        return f"{self.uid} at {self.peer_id!r} ({self.rows} rows, {self.seconds:.3f} s): {why}"
+        attempts = f", {len(self.attempts)} attempts" if len(self.attempts) > 1 else ""
+        return f"{self.uid} at {self.peer_id!r} ({self.rows} rows, {self.seconds:.3f} s{attempts}): {why}"
 
 
 @dataclass(frozen=True)

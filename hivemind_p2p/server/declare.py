@@ -3,25 +3,29 @@
 What is stored where is hivemind 1.1's. A uid leads to the peer that serves it, as base58 text; every place of the grid
 (:func:`~hivemind_p2p.wire.expert_uid.grid_entries`) leads to ``(uid, peer)`` of one expert there.
 
+**Replicas.** Several servers may serve one uid. In hivemind's records the last of them to declare it stands for all;
+beside them, under a key that hivemind's readers do not know (:func:`~hivemind_p2p.wire.expert_uid.replicas_key`), each
+server has an entry of its own, by its peer id: ``{"updates": n}``, the optimizer steps that its replica has made.
+
 **Withdrawing.** A DHT forgets nothing before it expires, and of two records the one that expires later is the newer. So
 to withdraw is to write over our own records with ones that expire a moment later: None, which hivemind itself writes
 for "nothing here" and whose readers, like ours, pass over. It is not refused, and a server that takes the uid over wins
 with its first declaration, because that expires later still. Three things it must not do: touch what another server has
-declared since; hide a row of the grid in which others still live (their place is given to one of them instead); outlive
-what it withdraws by more than that moment. What it cannot do: reach into the caches of peers that have looked us up.
-They may call us until their copy expires, and are told that nobody serves the uid.
+declared since; hide another replica, or a row of the grid in which others still live (their place is given to one of
+them instead); outlive what it withdraws by more than that moment. What it cannot do: reach into the caches of peers
+that have looked us up. They may call us until their copy expires, and are told that nobody serves the uid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, overload
 
 from hivemind_p2p.dht import DHTNode
 from hivemind_p2p.errors import InvalidUID
 from hivemind_p2p.kademlia import ValueWithExpiration
 from hivemind_p2p.sync import DHT, PortalFuture
-from hivemind_p2p.wire.expert_uid import UID_DELIMITER, check_uid, grid_entries, is_valid_uid
+from hivemind_p2p.wire.expert_uid import UID_DELIMITER, check_uid, grid_entries, is_valid_uid, replicas_key
 from hivemind_p2p.wire.peer_id import PeerID
 
 _A_MOMENT: Final = 0.001
@@ -29,7 +33,7 @@ _A_MOMENT: Final = 0.001
 _SOON: Final = 1.0
 """What expires within so many seconds need not be withdrawn."""
 
-_Place = tuple[str, int | None]
+_Place = tuple[str, int | str | None]
 """A key and its subkey."""
 _Records = dict[_Place, Any]
 _Declared = dict[Any, bool]
@@ -70,14 +74,18 @@ def declare_experts(
     return dht.run_coroutine(declare, return_future=not wait)
 
 
-def declaration(uids: Iterable[str], peer_id: PeerID) -> _Records:
+def declaration(uids: Iterable[str], peer_id: PeerID, updates: Mapping[str, int] | None = None) -> _Records:
     """What is stored for experts of a peer: values by key and subkey.
 
     Where two experts share a place of the grid, the last one is named there.
+
+    Args:
+        updates: optimizer steps that our replicas have made, by uid.
     """
     records: _Records = {}
     for uid in uids:
         records[uid, None] = peer_id.base58
+        records[replicas_key(uid), peer_id.base58] = {"updates": (updates or {}).get(uid, 0)}
         for prefix, coordinate in grid_entries(uid):
             records[prefix, coordinate] = (uid, peer_id.base58)
     return records
@@ -120,6 +128,7 @@ def withdrawal(
         peer_id: who we are.
     """
     uids = {key for key, subkey in ours if subkey is None}
+    heirs = {uid: heir for uid in uids if (heir := _heir(found.get(replicas_key(uid)), peer_id)) is not None}
     places = sorted(ours, key=lambda place: place[0].count(UID_DELIMITER), reverse=True)
     others = {key: _others(entry, uids, peer_id) for key, entry in found.items()}
     over: dict[_Place, ValueWithExpiration[Any]] = {}
@@ -129,16 +138,33 @@ def withdrawal(
             entry = entry.value.get(subkey) if isinstance(entry.value, dict) else None
         if entry is None:
             continue
+        until = entry.expiration_time + _A_MOMENT
         if subkey is None:
             if entry.value == peer_id.base58:
-                over[key, None] = ValueWithExpiration(None, entry.expiration_time + _A_MOMENT)
-        elif _is_ours(entry.value, uids, peer_id):
+                over[key, None] = ValueWithExpiration(heirs.get(key), until)
+        elif subkey == peer_id.base58:
+            if entry.value is not None:
+                over[key, subkey] = ValueWithExpiration(None, until)
+        elif isinstance(subkey, int) and _is_ours(entry.value, uids, peer_id):
+            uid = entry.value[0]
             survivors = others.get(f"{key}{subkey}{UID_DELIMITER}", {})
-            value = next(iter(survivors.values()), None)
-            over[key, subkey] = ValueWithExpiration(value, entry.expiration_time + _A_MOMENT)
+            value = (uid, heirs[uid]) if uid in heirs else next(iter(survivors.values()), None)
+            over[key, subkey] = ValueWithExpiration(value, until)
             if value is not None:
                 others[key][subkey] = value
     return over
+
+
+def _heir(entry: ValueWithExpiration[Any] | None, peer_id: PeerID) -> str | None:
+    """The other replica that is declared for longest."""
+    if entry is None or not isinstance(entry.value, dict):
+        return None
+    others = [
+        (replica.expiration_time, peer)
+        for peer, replica in entry.value.items()
+        if isinstance(peer, str) and peer != peer_id.base58 and isinstance(replica.value, dict)
+    ]
+    return max(others)[1] if others else None
 
 
 def _others(entry: ValueWithExpiration[Any] | None, uids: set[str], peer_id: PeerID) -> dict[int, tuple[str, str]]:

@@ -15,6 +15,7 @@ from hivemind_p2p.node import Node
 from hivemind_p2p.runtime import ExpertBackend, Runtime
 from hivemind_p2p.server.declare import declaration, store_records, withdraw_experts
 from hivemind_p2p.server.handler import ConnectionHandler
+from hivemind_p2p.wire.expert_uid import replicas_key
 
 WITHDRAW_TIMEOUT: Final = 5.0
 """Seconds that withdrawing may take."""
@@ -57,8 +58,8 @@ async def hosting(
             ) from None
         try:
             async with trio.open_nursery() as nursery:
-                await declare(node, uids, expiration)
-                nursery.start_soon(_keep_declared, node, uids, update_period, expiration)
+                await declare(node, experts, expiration)
+                nursery.start_soon(_keep_declared, node, experts, update_period, expiration)
                 yield runtime
                 nursery.cancel_scope.cancel()
         finally:
@@ -75,27 +76,37 @@ async def hosting(
                     handler.unregister(rpc)
 
 
-async def _keep_declared(node: Node, uids: Sequence[str], update_period: float, expiration: float) -> None:
+async def _keep_declared(
+    node: Node, experts: Mapping[str, ExpertBackend], update_period: float, expiration: float
+) -> None:
     while True:
         await trio.sleep(update_period)
-        await declare(node, uids, expiration)
+        await declare(node, experts, expiration)
 
 
-async def declare(node: Node, uids: Sequence[str], expiration: float) -> None:
+async def declare(node: Node, experts: Mapping[str, ExpertBackend], expiration: float) -> None:
     """Declare experts for ``expiration`` seconds. What goes wrong is logged: the next time may go better."""
+    updates = {uid: experts[uid].update_count for uid in sorted(experts)}
+    records = declaration(updates, node.peer_id, updates)
     try:
-        stored = await store_records(node.dht, declaration(uids, node.peer_id), node.dht.protocol.clock() + expiration)
+        stored = await store_records(node.dht, records, node.dht.protocol.clock() + expiration)
     except Exception:  # the boundary of a background loop
         logger.exception("experts could not be declared; trying again soon")
         return
-    refused = [uid for uid in uids if not stored[uid]]
+    refused = [uid for uid in updates if not stored[replicas_key(uid), node.peer_id.base58]]
+    replaced = [uid for uid in updates if not stored[uid] and uid not in refused]
     if refused:
         logger.warning(
-            "the swarm did not take the declaration of %s: somebody has declared the same for longer, or nobody could "
-            "be reached; trying again soon", ", ".join(refused[:10]),
+            "the swarm did not take the declaration of %s: nobody could be reached; trying again soon",
+            ", ".join(refused[:10]),
+        )
+    elif replaced:
+        logger.warning(
+            "another server has declared %s for longer, and those who know nothing of replicas only see that one: give "
+            "all servers of an expert the same update_period and expiration", ", ".join(replaced[:10]),
         )  # fmt: skip
     else:
-        logger.debug("declared %d experts for %g s", len(uids), expiration)
+        logger.debug("declared %d experts for %g s", len(updates), expiration)
 
 
 async def _withdraw(node: Node, uids: Sequence[str]) -> None:

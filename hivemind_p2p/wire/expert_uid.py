@@ -87,6 +87,15 @@ def grid_entries(uid: str) -> Iterator[tuple[str, int]]:
         yield "".join(f"{part}{UID_DELIMITER}" for part in (name, *axes[:depth])), axes[depth]
 
 
+def replicas_key(uid: str) -> str:
+    """The DHT key under which every server of an expert names itself: neither a uid nor a prefix.
+
+    hivemind 1.1 has one record for a uid, in which the last server to declare it replaces the others. Its readers never
+    look here.
+    """
+    return f"{check_uid(uid)}@replicas"
+
+
 @dataclass(frozen=True)
 class UIDGrid:
     """The uids of a pattern: ``UIDGrid.parse("ffn.[0:16].[0:16]")`` has 256, counted row by row.

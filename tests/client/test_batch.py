@@ -10,7 +10,6 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemind_p2p.client import batch
 from hivemind_p2p.client.batch import Call, Patience, call_experts
 from hivemind_p2p.client.beam_search import ExpertInfo
 from hivemind_p2p.client.quorum import Quorum
@@ -22,30 +21,30 @@ FOREVER = float("inf")
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run():
     """``await run(calls, patience)``: calls are ``(rows, seconds, fails)``; outcomes, and how long it took."""
-
-    async def call_expert(rpc, expert, direction, schema, tensors, timeout):
-        seconds, fails = rpc[expert.uid]
-        try:
-            await trio.sleep(seconds)
-        except trio.Cancelled:
-            cancelled.append(expert.uid)
-            raise
-        if fails:
-            raise RemoteError("no")
-        return [tensors[0] * 2]
-
-    monkeypatch.setattr(batch, "call_expert", call_expert)
     cancelled: list[str] = []
 
     async def run(calls, patience: Patience, samples: int = 4):
         x = torch.arange(float(samples))[:, None]
         infos = [ExpertInfo(f"ffn.{number}", PEER) for number in range(len(calls))]
-        rpc = {info.uid: tuple(call[1:]) for info, call in zip(infos, calls, strict=True)}
+        fates = {info.uid: tuple(call[1:]) for info, call in zip(infos, calls, strict=True)}
+
+        async def ask(expert, tensors, timeout, attempts):
+            assert timeout == (FOREVER if patience.timeout else None), "what the patience ends is late, not failed"
+            seconds, fails = fates[expert.uid]
+            try:
+                await trio.sleep(seconds)
+            except trio.Cancelled:
+                cancelled.append(expert.uid)
+                raise
+            if fails:
+                raise RemoteError("no")
+            return expert, [tensors[0] * 2]
+
         made = [Call(info, torch.tensor(call[0]), [x]) for info, call in zip(infos, calls, strict=True)]
         began = trio.current_time()
-        outcomes = await call_experts(rpc, "forward", None, made, patience, torch.zeros(samples, dtype=torch.int64))
+        outcomes = await call_experts(ask, made, patience, torch.zeros(samples, dtype=torch.int64))
         took = pytest.approx(trio.current_time() - began)
         return SimpleNamespace(
             outcomes=[outcome.report.outcome for outcome in outcomes],

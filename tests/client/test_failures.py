@@ -4,7 +4,7 @@ import pytest
 
 from hivemind_p2p.client.beam_search import ExpertInfo
 from hivemind_p2p.client.failures import MAX_REMEMBERED, RecentFailures
-from hivemind_p2p.errors import ConnectionLost, DialError, RemoteError, StreamReset
+from hivemind_p2p.errors import ConnectionLost, DeadlineExceeded, DialError, RemoteError, StreamReset
 from hivemind_p2p.wire.peer_id import PeerID
 
 ONE, OTHER = (PeerID(b"\x00\x24\x08\x01\x12\x20" + bytes([number]) * 32) for number in (1, 2))
@@ -47,6 +47,20 @@ def test_a_peer_that_is_gone_takes_all_its_experts_with_it(error, whole_peer) ->
     assert ExpertInfo("ffn.0", OTHER) not in failures, "it has moved"
     failures.clear(ExpertInfo("ffn.1", ONE))
     assert (EXPERT in failures) != whole_peer
+
+
+@pytest.mark.parametrize("error", [None, DeadlineExceeded("x")])
+@pytest.mark.parametrize("answered_meanwhile", [True, False])
+def test_who_is_late_and_answers_nothing_else_is_gone(error, answered_meanwhile) -> None:
+    clock = Clock()
+    failures = RecentFailures(clock)
+    failures.clear(ExpertInfo("ffn.1", ONE))
+    clock.now += 9
+    if answered_meanwhile:
+        failures.clear(ExpertInfo("ffn.1", ONE))
+    failures.add(EXPERT, error, lasted=8)
+    assert EXPERT in failures
+    assert (ExpertInfo("ffn.1", ONE) in failures) != answered_meanwhile
 
 
 def test_no_more_are_remembered_than_there_is_room_for() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import trio
@@ -105,14 +107,12 @@ def test_an_expert_that_hangs_has_a_deadline(serve, join) -> None:
     portal().call(cancelled.wait)
 
 
-def test_an_expert_that_moved_is_looked_up_anew_after_the_first_failure(serve, join) -> None:
+def test_an_expert_that_moved_is_looked_up_anew_after_a_failure(serve, join) -> None:
     bootstrap, old = serve([]), serve([backend("ffn.0", nn.Linear(4, 4), 4)])
     [expert] = get_experts(join(bootstrap), ["ffn.0"])
     expert(torch.zeros(1, 4))
     old.kill()
     new = serve([backend("ffn.0", nn.Linear(4, 4), 4)])
-    with pytest.raises(HivemindError):
-        expert(torch.zeros(1, 4))
     expert(torch.zeros(1, 4)).sum().backward()
     assert expert.peer_id == new.dht.peer_id
     assert [direction for _, direction, *_ in new.calls] == ["forward", "backward"]
@@ -200,9 +200,10 @@ def test_samples_that_lose_some_keep_the_answers_that_they_have(serve, join) -> 
 
 def test_no_others_are_asked_when_no_time_is_left(serve, join) -> None:
     peer = serve(grid_of(3))
-    options = {"in_features": 4, "grid_size": (3,), "uid_prefix": "ffn.", "k_best": 1, "forward_timeout": 0.1}
+    options = {"in_features": 4, "grid_size": (3,), "uid_prefix": "ffn.", "k_best": 1}
     moe = RemoteMixtureOfExperts(dht=join(peer), **options)
     moe(torch.zeros(1, 4))
+    moe.options = replace(moe.options, forward_timeout=0.1)
     peer.calls.clear()
     peer.before = hang
     with pytest.raises(NotEnoughExperts, match=": late"):
@@ -236,7 +237,7 @@ def test_an_expert_that_answers_again_is_as_good_as_new(serve, join) -> None:
         moe(torch.zeros(1, 4))
     peer.before = None
     moe(torch.zeros(1, 4))
-    assert len(moe.beam_search.failures) == 0
+    assert len(moe.beam_search.contacts.failures) == 0
 
 
 def test_a_lie_about_the_schema_is_not_believed_for_ever(serve, join) -> None:
@@ -321,10 +322,9 @@ def test_stragglers_are_cut_once_every_sample_has_k_min(serve, join) -> None:
 
 def test_a_forward_timeout_is_kept_and_says_who_was_late(serve, join) -> None:
     peer = serve(grid_of(2))
-    moe = RemoteMixtureOfExperts(
-        in_features=4, grid_size=(2,), dht=join(peer), uid_prefix="ffn.", k_best=2, k_min=2, forward_timeout=0.2
-    )
+    moe = RemoteMixtureOfExperts(in_features=4, grid_size=(2,), dht=join(peer), uid_prefix="ffn.", k_best=2, k_min=2)
     moe(torch.randn(1, 4))
+    moe.options = replace(moe.options, forward_timeout=0.2)
 
     async def slow(uid: str, direction: str) -> None:
         if uid == "ffn.1":
@@ -352,6 +352,6 @@ def test_the_lies_of_one_server_are_masked(serve, join) -> None:
     one, _, moe = two_halves(serve, join, k_best=8)
     for lie, *_ in LIES.values():
         one.tamper = lambda uid, direction, answer, lie=lie: lie(answer)
-        moe.beam_search.failures.__init__(moe.beam_search.failures._clock)
+        moe.beam_search.contacts.failures.__init__(moe.beam_search.contacts.failures._clock)
         moe(torch.randn(2, 4)).sum().backward()
         assert len(moe.last_report.forward.uids("failed")) == 4

@@ -16,7 +16,9 @@ us, them = US.base58, THEM.base58
 
 
 def test_what_is_stored_where():
-    assert declaration(["a.3.7", "b.5"], US) == {
+    assert declaration(["a.3.7", "b.5"], US, {"b.5": 12}) == {
+        ("a.3.7@replicas", us): {"updates": 0},
+        ("b.5@replicas", us): {"updates": 12},
         ("a.3.7", None): us,
         ("a.3.", 7): ("a.3.7", us),
         ("a.", 3): ("a.3.7", us),
@@ -52,12 +54,25 @@ def test_alone_everything_is_withdrawn():
 
 def test_what_others_have_declared_since_stays():
     ours, theirs = declaration(["a.3.7"], US), declaration(["a.3.7"], THEM)
-    assert withdrawn(["a.3.7"], (ours, 10), (theirs, 20)) == {}
+    assert withdrawn(["a.3.7"], (ours, 10), (theirs, 20)) == {("a.3.7@replicas", us): None}
+
+
+def test_a_replica_that_lives_on_gets_the_place_of_the_one_that_leaves():
+    ours, theirs = declaration(["a.3.7", "b.5"], US), declaration(["a.3.7", "b.5"], THEM)
+    assert withdrawn(["a.3.7"], (theirs, 9), (ours, 10)) == {
+        ("a.3.7@replicas", us): None,
+        ("a.3.7", None): them,
+        ("a.3.", 7): ("a.3.7", them),
+        ("a.", 3): ("a.3.7", them),
+    }
+    garbage = {("a.3.7@replicas", 7): {}, ("a.3.7@replicas", them): None}
+    assert withdrawn(["a.3.7"], (ours, 10), (garbage, 20))["a.3.7", None] is None
 
 
 def test_a_row_in_which_others_live_is_given_to_one_of_them():
     theirs = declaration(["a.3.8"], THEM)
     assert withdrawn(["a.3.7"], (theirs, 20), (declaration(["a.3.7"], US), 10)) == {
+        ("a.3.7@replicas", us): None,
         ("a.3.7", None): None,
         ("a.3.", 7): None,
         ("a.", 3): ("a.3.8", them),
@@ -75,7 +90,12 @@ def test_the_place_is_passed_up_through_every_axis():
 
 def test_our_other_experts_stay():
     ours = declaration(["a.3.7", "a.4.4", "a.3.8"], US)
-    assert withdrawn(["a.3.8"], (ours, 10)) == {("a.3.8", None): None, ("a.3.", 8): None, ("a.", 3): ("a.3.7", us)}
+    assert withdrawn(["a.3.8"], (ours, 10)) == {
+        ("a.3.8@replicas", us): None,
+        ("a.3.8", None): None,
+        ("a.3.", 8): None,
+        ("a.", 3): ("a.3.7", us),
+    }
 
 
 def test_what_is_gone_or_garbage_is_left_alone():
@@ -109,7 +129,8 @@ async def test_in_a_swarm(swarm, autojump_clock):
     }
 
     withdrawn = await withdraw_experts(server, ["ffn.3.7", "ffn.4.4"], peers[server])
-    assert set(withdrawn) == {"ffn.3.7", "ffn.4.4", ("ffn.3.", 7), ("ffn.4.", 4), ("ffn.", 4)}
+    replicas = {(f"{uid}@replicas", peers[server].base58) for uid in ("ffn.3.7", "ffn.4.4")}
+    assert set(withdrawn) == {"ffn.3.7", "ffn.4.4", ("ffn.3.", 7), ("ffn.4.", 4), ("ffn.", 4), *replicas}
     assert all(withdrawn.values())
     assert await look_up("ffn.3.7") is None
     assert await look_up("ffn.3.") == {7: None, 8: ("ffn.3.8", peers[other].base58)}
@@ -133,7 +154,8 @@ async def test_what_is_about_to_expire_is_not_withdrawn(swarm, autojump_clock):
 def test_declare_experts():
     with DHT(start=True, host_maddrs=["/ip4/127.0.0.1/tcp/0"]) as dht:
         expires = get_dht_time() + 60
-        assert declare_experts(dht, ["ffn.0"], expires) == {"ffn.0": True, ("ffn.", 0): True, ("ffn.0.", -1): True}
+        declared = ["ffn.0", ("ffn.", 0), ("ffn.0.", -1), ("ffn.0@replicas", dht.peer_id.base58)]
+        assert declare_experts(dht, ["ffn.0"], expires) == dict.fromkeys(declared, True)
         assert declare_experts(dht, ["ffn.1"], expires, wait=False).result()["ffn.1"]
         assert dht.get("ffn.0") == (dht.peer_id.base58, expires)
         assert dht.get("ffn.").value == {n: (((f"ffn.{n}"), dht.peer_id.base58), expires) for n in range(2)}

@@ -21,8 +21,9 @@ async def server(swarm: Swarm):
     await swarm.grow(6)
     async with trio.open_nursery() as nursery:
         node = node_of(swarm.nodes[2])
-        await declare(node, ["ffn.0"], 60)
-        nursery.start_soon(_keep_declared, node, ["ffn.0"], 30, 60)
+        experts = {"ffn.0": SimpleNamespace(update_count=3)}
+        await declare(node, experts, 60)
+        nursery.start_soon(_keep_declared, node, experts, 30, 60)
         yield node
         nursery.cancel_scope.cancel()
 
@@ -32,6 +33,8 @@ async def test_an_expert_stays_declared(autojump_clock, server, swarm):
         found = await swarm.nodes[5].get("ffn.0", latest=True)
         assert found.value == server.peer_id.base58
         assert now() < found.expiration_time <= now() + 60
+        replicas = await swarm.nodes[5].get("ffn.0@replicas", latest=True)
+        assert {peer: entry.value for peer, entry in replicas.value.items()} == {found.value: {"updates": 3}}
         await trio.sleep(47)
 
 
@@ -53,4 +56,11 @@ async def test_a_failure_is_logged_and_the_next_time_goes_better(autojump_clock,
 async def test_a_refused_declaration_is_told(autojump_clock, server, swarm, caplog):
     await swarm.nodes[4].store("ffn.0", "somebody for longer", now() + 1000)
     await trio.sleep(31)
-    assert "did not take the declaration of ffn.0" in caplog.text
+    assert "another server has declared ffn.0 for longer" in caplog.text
+
+
+async def test_a_declaration_that_nobody_takes_is_told(autojump_clock, server, swarm, caplog):
+    for key, subkey in (("ffn.0", None), ("ffn.0@replicas", server.peer_id.base58)):
+        await swarm.nodes[4].store(key, "something else for longer", now() + 1000, subkey)
+    await trio.sleep(31)
+    assert "the swarm did not take the declaration of ffn.0" in caplog.text
