@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.processes import kill_tree
 from benchmarks.report import INTEROP_PYTHON, ROOT, Row, options, publish, systems
 
 LATENCIES = [
@@ -71,8 +72,7 @@ def swarm(system: str, torch_threads: int) -> Iterator[list[Peer]]:
         yield peers[1:]
     finally:
         for peer in peers:
-            peer.process.kill()
-            peer.process.wait()
+            kill_tree(peer.process)
 
 
 def measure(clients: list[Peer], order: dict[str, Any]) -> tuple[list[float], int]:

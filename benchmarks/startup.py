@@ -8,6 +8,7 @@ import time
 
 import psutil
 
+from benchmarks.processes import kill_tree
 from benchmarks.report import INTEROP_PYTHON, ROOT, Row, options, publish, systems
 
 PEERS = {
@@ -49,7 +50,6 @@ def start_once(system: str, code: str) -> tuple[float, float, int]:
         [python, "-c", f"if __name__ == '__main__':\n    {program}"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
     )  # fmt: skip
-    tree: list[psutil.Process] = []
     try:
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
@@ -59,10 +59,7 @@ def start_once(system: str, code: str) -> tuple[float, float, int]:
         tree = [root, *root.children(recursive=True)]
         return seconds, sum(peer.memory_full_info().pss for peer in tree) / 2**20, len(tree)
     finally:
-        for peer in reversed(tree):
-            peer.kill()
-        process.kill()
-        process.wait()
+        kill_tree(process)
 
 
 if __name__ == "__main__":
