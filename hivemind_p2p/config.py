@@ -307,6 +307,18 @@ class HostingSettings:
     """Learning rate of the optimizer."""
     clip_grad_norm: float | None = None
     """Largest norm of an expert's gradient; a larger one is scaled down. None: no limit."""
+    scheduler: Literal["none", "linear"] = "none"
+    """The learning rate: ``linear`` rises for ``num_warmup_steps``, falls to 0 at ``num_training_steps``."""
+    num_warmup_steps: int | None = None
+    """Steps over which the learning rate of ``linear`` rises."""
+    num_training_steps: int | None = None
+    """Steps after which, in all, the learning rate of ``linear`` has fallen to 0."""
+    gradient_accumulation_steps: int = 1
+    """Backward batches whose gradients are added up for one step of the optimizer."""
+    delayed_step: bool = False
+    """Answer a backward batch before its step is made: sooner, but the step may still be under way then."""
+    detect_anomalies: bool = True
+    """Refuse inputs, outputs and gradients with NaN or infinity."""
     compression: str = "NONE"
     """How inputs, outputs and gradients travel, where they are floats; a name of the wire's ``CompressionType``."""
     custom_module_path: Path | None = None
@@ -325,7 +337,7 @@ class HostingSettings:
             )
         above_zero = (
             "num_experts", "hidden_dim", "min_batch_size", "max_batch_size", "lr", "clip_grad_norm", "update_period",
-            "max_request_bytes", "max_pending_bytes",
+            "gradient_accumulation_steps", "num_training_steps", "max_request_bytes", "max_pending_bytes",
         )  # fmt: skip
         for name in above_zero:
             value = getattr(self, name)

@@ -33,7 +33,7 @@ concern; nothing in the package raises a bare ``Exception``.
     │   ├── ExpertFailed            the expert's own code raised while it computed
     │   ├── Overloaded              too many requests wait for the expert already
     │   ├── NotEnoughExperts        fewer than ``k_min`` experts answered a mixture
-    │   └── AnomalyDetected         NaN or infinity where ``detect_anomalies`` looked for it
+    │   └── AnomalyDetected         NaN or infinity in what is sent, computed or learned
     ├── ControlError                a node that runs on this machine cannot be asked how it is doing
     ├── NodeClosed                  the node, server or runtime was shut down under the call
     └── WouldDeadlock               a synchronous call in the thread that would have to answer it
@@ -175,7 +175,7 @@ class NotEnoughExperts(ExpertError):
 
 
 class AnomalyDetected(ExpertError, ValueError):
-    """NaN or infinity in inputs, gradients or answers, found because ``detect_anomalies`` was set."""
+    """NaN or infinity in inputs, gradients or answers, found by who sends, computes or receives them."""
 
 
 class ControlError(HivemindError):

@@ -23,6 +23,7 @@ TOLD_BY_NAME: Final[tuple[type[HivemindError], ...]] = (
     errors.SchemaMismatch,
     errors.ExpertFailed,
     errors.Overloaded,
+    errors.AnomalyDetected,
 )
 LONGEST_TEXT: Final = 4096
 """Characters of a failure that are sent, and that are believed."""

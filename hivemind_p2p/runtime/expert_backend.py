@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from hivemind_p2p.errors import ConfigError, ExpertFailed
+from hivemind_p2p.errors import AnomalyDetected, ConfigError, ExpertFailed
+from hivemind_p2p.runtime.finite import all_finite
 from hivemind_p2p.runtime.memory import Tensors, own, to_device, to_host
 from hivemind_p2p.runtime.pool import Abandoned, TaskPool, always
 from hivemind_p2p.runtime.schema import BatchTensorDescriptor, Schema
+from hivemind_p2p.runtime.training import Training
 from hivemind_p2p.wire.nested import nested_flatten, nested_map, nested_pack
-
-logger = logging.getLogger(__name__)
 
 DUMMY_BATCH_SIZE = 3
 """Rows of the sample with which a module is asked what it gives."""
@@ -31,8 +30,9 @@ class ExpertBackend:
     given, and a backward request computes the module again: what it draws at random is not the same in both, unless
     it is an input.
 
-    A step whose gradients are not all finite is left out, so that one bad request cannot destroy the weights;
-    ``skipped_updates`` counts them. Who sent the bad request sees it by the gradients that come back.
+    Numbers that are not finite stop at every door: in what a request brings (before it waits), in what the module
+    gives, in the gradients of the weights, and in the weights after a step, which is then undone. So one bad request
+    cannot destroy the weights, and nobody is sent garbage.
 
     Args:
         name: the uid of the expert.
@@ -45,6 +45,11 @@ class ExpertBackend:
             of its weights are not computed.
         scheduler: makes a step after each step of the optimizer.
         clip_grad_norm: the largest norm of the gradient of all weights; a larger one is scaled down.
+        gradient_accumulation_steps: backward batches whose gradients are added up for one step.
+        delayed_step: answer a backward batch first, and make its step then, before anything else is computed.
+        undo_exploded_steps: see :class:`~hivemind_p2p.runtime.training.Training`.
+        detect_anomalies: refuse inputs, outputs and gradients with NaN or infinity. Say False if they have a meaning,
+            as in masks that are added.
         min_batch_size: rows that a batch waits for; see ``batch_wait_timeout``.
         max_batch_size: rows that the module is given at once, at most.
         batch_wait_timeout: seconds that a batch of less than ``min_batch_size`` rows waits for more.
@@ -53,9 +58,7 @@ class ExpertBackend:
             4096.
 
     Attributes:
-        update_count: steps of the optimizer.
-        examples_processed: rows of the batches of which it learned.
-        skipped_updates: steps left out, because a gradient was not finite.
+        training: how it learns.
 
     Raises:
         ConfigError: the arguments contradict each other, or outputs of the module are not tensors with a batch.
@@ -72,6 +75,10 @@ class ExpertBackend:
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         clip_grad_norm: float | None = None,
+        gradient_accumulation_steps: int = 1,
+        delayed_step: bool = False,
+        undo_exploded_steps: bool = True,
+        detect_anomalies: bool = True,
         min_batch_size: int = 1,
         max_batch_size: int = 4096,
         batch_wait_timeout: float = 0.1,
@@ -80,15 +87,18 @@ class ExpertBackend:
     ) -> None:
         if not args_schema and not kwargs_schema:
             raise ConfigError(f"expert {name} takes no inputs; give args_schema or kwargs_schema")
-        if optimizer is None and (scheduler is not None or clip_grad_norm is not None):
-            raise ConfigError(
-                f"expert {name} has a scheduler or clip_grad_norm, but no optimizer that they could serve"
-            )
-        self.name, self.module = name, module
+        self.name = name
         self.device: torch.device | None = None
-        self.optimizer, self.scheduler, self.clip_grad_norm = optimizer, scheduler, clip_grad_norm
-        self.max_batch_size = max_batch_size
-        self.update_count = self.examples_processed = self.skipped_updates = 0
+        self.training = Training(
+            name,
+            module,
+            optimizer,
+            scheduler,
+            clip_grad_norm=clip_grad_norm,
+            accumulation_steps=gradient_accumulation_steps,
+            undo_exploded=undo_exploded_steps,
+        )
+        self.max_batch_size, self.detect_anomalies = max_batch_size, detect_anomalies
 
         self.args_schema, self.kwargs_schema = tuple(args_schema), dict(kwargs_schema or {})
         self.forward_schema = (self.args_schema, self.kwargs_schema)
@@ -100,7 +110,8 @@ class ExpertBackend:
             self._inputs.names + tuple(f"the gradient of {output}" for output in self._outputs.names),
         )
 
-        limits = {
+        limits: dict[str, Any] = {
+            "detect_anomalies": detect_anomalies,
             "min_batch_size": min_batch_size,
             "max_batch_size": max_batch_size,
             "batch_wait_timeout": batch_wait_timeout,
@@ -108,7 +119,15 @@ class ExpertBackend:
             "max_rows": max(16 * max_batch_size, 4096) if max_queue_rows is None else max_queue_rows,
         }
         self.forward_pool = TaskPool(f"{name}_forward", self.forward, self._inputs, self._outputs, **limits)
-        self.backward_pool = TaskPool(f"{name}_backward", self.backward, self._inputs_and_grads, self._inputs, **limits)
+        self.backward_pool = TaskPool(
+            f"{name}_backward",
+            self.gradients,
+            self._inputs_and_grads,
+            self._inputs,
+            finish=self.on_backward,
+            finish_later=delayed_step,
+            **limits,
+        )
 
     def to(self, device: torch.device) -> None:
         """Move the module, and what its optimizer remembers, to a device, and compute there from now on.
@@ -139,53 +158,73 @@ class ExpertBackend:
 
         Raises:
             ExpertFailed: the module gave something else than the outputs that its schema promises.
+            AnomalyDetected: it gave NaN or infinity.
             Abandoned: the outputs are not wanted any more.
         """
         if len(inputs[0]) == 0:
             return self._outputs.make_zeros(0)
         return self._in_pieces(self._forward_piece, inputs, still_wanted)
 
-    def backward(self, *inputs_and_grads: torch.Tensor, still_wanted: Callable[[], bool] = always) -> Tensors:
-        """Input gradients for inputs and output gradients; then one step, through :meth:`on_backward`.
+    def gradients(self, *inputs_and_grads: torch.Tensor, still_wanted: Callable[[], bool] = always) -> Tensors:
+        """Input gradients for inputs and output gradients. Those of the weights are gathered for :meth:`on_backward`.
 
-        Gradients of the weights add up over the pieces of a large batch. A batch that fails, or that is not wanted
-        any more, leaves no trace in them. Arguments, return and errors are like those of :meth:`forward`; what has no
-        gradient, such as an integer input, gets zeros.
+        They add up over the pieces of a large batch. A batch that fails, or that is not wanted any more, leaves no
+        trace in them. Arguments, return and errors are like those of :meth:`forward`; what has no gradient, such as an
+        integer input, gets zeros.
         """
-        rows = len(inputs_and_grads[0])
-        if rows == 0:
+        if len(inputs_and_grads[0]) == 0:
             return self._inputs.make_zeros(0)
-        learned = False
         try:
             input_grads = self._in_pieces(self._backward_piece, inputs_and_grads, still_wanted)
-            self.on_backward(rows)
-            learned = True
+            self.training.gather()
         finally:
-            if not learned:
-                self._forget_gradients()
+            self.training.forget()
+        return input_grads
+
+    def backward(self, *inputs_and_grads: torch.Tensor) -> Tensors:
+        """:meth:`gradients`, then :meth:`on_backward`."""
+        input_grads = self.gradients(*inputs_and_grads)
+        if len(inputs_and_grads[0]):
+            self.on_backward(len(inputs_and_grads[0]))
         return input_grads
 
     def on_backward(self, batch_size: int) -> None:
-        """Learn from the gradients of the weights: clip, optimizer, scheduler.
+        """Learn from the gradients that were gathered: clip, optimizer, scheduler.
 
         Args:
             batch_size: rows of the batch.
         """
-        if self.optimizer is None:
-            return
-        parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        if not _all_finite(weight.grad for weight in parameters if weight.grad is not None):
-            self.skipped_updates += 1
-            logger.warning("expert %s left out a step: gradients of %d rows are not finite", self.name, batch_size)
-        else:
-            if self.clip_grad_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
-            self.optimizer.step()
-            if self.scheduler is not None:
-                self.scheduler.step()
-            self.update_count += 1
-            self.examples_processed += batch_size
-        self._forget_gradients()
+        self.training.step(batch_size)
+
+    @property
+    def module(self) -> nn.Module:
+        """What computes."""
+        return self.training.module
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """What learns."""
+        return self.training.optimizer
+
+    @property
+    def scheduler(self) -> torch.optim.lr_scheduler.LRScheduler | None:
+        """What changes the learning rate."""
+        return self.training.scheduler
+
+    @property
+    def update_count(self) -> int:
+        """Steps of the optimizer."""
+        return self.training.update_count
+
+    @property
+    def examples_processed(self) -> int:
+        """Rows of which it learned."""
+        return self.training.examples_processed
+
+    @property
+    def skipped_updates(self) -> int:
+        """Requests of which it did not learn, and steps that were undone, because something was not finite."""
+        return self.training.exploded_steps + self.backward_pool.stats.anomalies
 
     def info(self) -> dict[str, Any]:
         """What a client must know, for ``wire.msgpack``: the schemas, and the names of the keyword inputs."""
@@ -198,10 +237,9 @@ class ExpertBackend:
         }
 
     def __repr__(self) -> str:
-        learns = type(self.optimizer).__name__ if self.optimizer is not None else "no optimizer"
         return (
-            f"<ExpertBackend {self.name}: {type(self.module).__name__} on {self.device or 'its own device'}, {learns}, "
-            f"{self.update_count} updates, {self.skipped_updates} skipped>"
+            f"<ExpertBackend {self.name}: {type(self.module).__name__} on {self.device or 'its own device'}, "
+            f"{self.skipped_updates} updates skipped, {self.training!r}>"
         )
 
     def _in_pieces(
@@ -221,6 +259,7 @@ class ExpertBackend:
     def _forward_piece(self, inputs: Tensors) -> Tensors:
         with torch.inference_mode():
             outputs = self._call(inputs)
+            self._check_finite(outputs, self._outputs.names)
         # What the module did not make just now (its weights, a buffer) is not of this inference mode.
         return own((each if each.is_inference() else each.detach().clone() for each in outputs), inputs)
 
@@ -238,9 +277,10 @@ class ExpertBackend:
         asked = [tensor for tensor in inputs if tensor.requires_grad] if self.optimizer is None else None
         if differentiable and asked != []:
             torch.autograd.backward(differentiable, grads, inputs=asked)
-        input_grads = (
+        input_grads = tuple(
             torch.zeros_like(tensor, requires_grad=False) if tensor.grad is None else tensor.grad for tensor in inputs
         )
+        self._check_finite(input_grads, [f"the gradient of {name}" for name in self._inputs.names])
         return own(input_grads, inputs_and_grads)
 
     def _call(self, inputs: Tensors) -> Tensors:
@@ -255,10 +295,11 @@ class ExpertBackend:
                 raise ExpertFailed(f"{name} of expert {self.name} should have {rows} rows, as the inputs have: {got}")
         return outputs
 
-    def _forget_gradients(self) -> None:
-        self.module.zero_grad()
-        if self.optimizer is not None:
-            self.optimizer.zero_grad()  # it may learn more than the module
+    def _check_finite(self, tensors: Tensors, names: Sequence[str]) -> None:
+        if not self.detect_anomalies or all_finite(tensors):
+            return
+        bad = ", ".join(name for name, tensor in zip(names, tensors, strict=True) if not all_finite([tensor]))
+        raise AnomalyDetected(f"{bad} of expert {self.name} would have NaN or infinity; is its training stable?")
 
     def _ask_module(self) -> Any:
         # Not under inference_mode: what a module makes once and keeps (a mask, a table of positions) must be fit for
@@ -292,13 +333,3 @@ def _input_names(args_schema: Any, kwargs_schema: Any) -> list[str]:
     return [f"input {i}" for i in range(_count(named[0]))] + [
         f"input {key}" for key in sorted(kwargs_schema) for _ in nested_flatten(kwargs_schema[key])
     ]
-
-
-def _all_finite(grads: Iterator[torch.Tensor]) -> bool:
-    """One pass over each, without a copy: a norm is finite only if everything in it is."""
-    norms = []
-    for grad in grads:
-        values = grad.coalesce().values() if grad.is_sparse else grad
-        half = values.dtype in (torch.float16, torch.bfloat16)
-        norms.append(torch.linalg.vector_norm(values, dtype=torch.float32 if half else None))
-    return all(bool(norm.isfinite()) for norm in norms)

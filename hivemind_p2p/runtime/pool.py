@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import outcome
 import torch
@@ -19,6 +19,9 @@ from hivemind_p2p.runtime.memory import Tensors
 from hivemind_p2p.runtime.schema import Schema
 
 logger = logging.getLogger(__name__)
+
+_CHECKED_AT_ONCE: Final = 2**20
+"""Bytes whose reading (a fraction of a millisecond) is not worth a thread."""
 
 
 class Abandoned(Exception):
@@ -65,7 +68,9 @@ class PoolStats:
         tasks: requests in them.
         rows: in them.
         seconds: that they took on the device thread.
-        failed_batches: that ended in an exception.
+        failed_batches: that ended in an exception, and were computed again in halves if they were several requests.
+        failed_tasks: requests that failed by themselves.
+        anomalies: those of them that would have been answered, or learned, with NaN or infinity.
     """
 
     batches: int = 0
@@ -73,6 +78,8 @@ class PoolStats:
     rows: int = 0
     seconds: float = 0.0
     failed_batches: int = 0
+    failed_tasks: int = 0
+    anomalies: int = 0
 
 
 class Desk(Protocol):
@@ -91,6 +98,10 @@ class TaskPool:
         process: computes a batch.
         inputs: what a request must look like.
         outputs: what its answer looks like.
+        finish: called on the device thread after a batch, with the number of its rows that were computed: what is to be
+            done once, whatever became of single requests.
+        finish_later: after the answers have been sent.
+        detect_anomalies: refuse requests with NaN or infinity.
         limits: the arguments of :class:`~hivemind_p2p.runtime.batching.TaskQueue`.
 
     Attributes:
@@ -103,8 +114,20 @@ class TaskPool:
         stats: what it has done.
     """
 
-    def __init__(self, name: str, process: Process, inputs: Schema, outputs: Schema, **limits: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: Process,
+        inputs: Schema,
+        outputs: Schema,
+        *,
+        finish: Callable[[int], None] | None = None,
+        finish_later: bool = False,
+        detect_anomalies: bool = True,
+        **limits: Any,
+    ) -> None:
         self.name, self.process, self.inputs, self.outputs = name, process, inputs, outputs
+        self.finish, self.finish_later, self.detect_anomalies = finish, finish_later, detect_anomalies
         self.queue: TaskQueue[Task] = TaskQueue(**limits)
         self.desk: Desk | None = None
         self.priority: float | Callable[[float], float] | None = None
@@ -124,8 +147,9 @@ class TaskPool:
 
         Raises:
             SchemaMismatch: they do not fit the expert's schema.
+            AnomalyDetected: there is NaN or infinity in them, or would be in the answer.
             Overloaded: too many requests wait already.
-            ExpertFailed: the expert raised while it computed the batch of this request.
+            ExpertFailed: the expert raised while it computed this request.
             NodeClosed: the Runtime is not running, or was shut down before it came to this request.
         """
         rows = self.inputs.check_inputs(tensors)
@@ -136,6 +160,11 @@ class TaskPool:
             return self.outputs.make_zeros(0)
         await trio.lowlevel.checkpoint_if_cancelled()
         desk = self.desk
+        if self.detect_anomalies:
+            if sum(tensor.nbytes for tensor in tensors) > _CHECKED_AT_ONCE:
+                await trio.to_thread.run_sync(self.inputs.check_finite, tensors)
+            else:
+                self.inputs.check_finite(tensors)
         token, waiter = trio.lowlevel.current_trio_token(), trio.lowlevel.current_task()
         task = Task(tensors, rows, desk.now(), token, waiter)
         desk.put(self, task)

@@ -21,7 +21,7 @@ import outcome
 import torch
 import trio
 
-from hivemind_p2p.errors import ConfigError, ExpertFailed, NodeClosed
+from hivemind_p2p.errors import AnomalyDetected, ConfigError, ExpertError, ExpertFailed, NodeClosed
 from hivemind_p2p.runtime.batching import next_pool
 from hivemind_p2p.runtime.expert_backend import ExpertBackend
 from hivemind_p2p.runtime.memory import gather, scatter
@@ -134,13 +134,32 @@ class Runtime:
                 torch.cuda.set_device(self.device)  # for modules that ask for "cuda"
             while (batch := self._desk.next_batch()) is not None:
                 pool, self._under_way = batch
-                answer(self._compute(pool, self._under_way))
+                self._run(pool, self._under_way)
                 self._under_way = []
                 del batch  # its tensors need not live until the next one comes
         finally:
             _refuse(self._desk.close() + self._under_way)
 
-    def _compute(self, pool: TaskPool, tasks: list[Task]) -> list[Answer]:
+    def _run(self, pool: TaskPool, tasks: list[Task]) -> None:
+        """Compute a batch, finish it once, and answer everybody."""
+        answers = self._compute(pool, tasks)
+        rows = sum(task.rows for task, result in answers if isinstance(result, outcome.Value))
+        if pool.finish is None or rows == 0:
+            answer(answers)
+        elif pool.finish_later:
+            answer(answers)
+            del answers
+            _finish(pool, rows)
+        else:
+            error = _finish(pool, rows)
+            if error is not None:
+                answers = [(task, outcome.Error(_failure(pool, rows, error))) for task in tasks]
+            answer(answers)
+
+    def _compute(self, pool: TaskPool, tasks: list[Task], *, again: bool = False) -> list[Answer]:
+        """What fails for several requests is computed again in halves, until the bad ones are alone: so nobody fails by
+        the company that he is in, and what is too large for the device's memory gets a second chance.
+        """
         rows = [task.rows for task in tasks]
         started = time.perf_counter()
         try:
@@ -151,15 +170,22 @@ class Runtime:
             return []
         except (Exception, SystemExit) as error:  # the boundary of one batch: whatever a module does, we live on
             pool.stats.failed_batches += 1
-            logger.warning(
-                "a batch of %s failed (%d requests, %d rows)", pool.name, len(tasks), sum(rows), exc_info=True
-            )
-            return [(task, outcome.Error(_failure(pool, sum(rows), error))) for task in tasks]
-        pool.stats.batches += 1
-        pool.stats.tasks += len(tasks)
-        pool.stats.rows += sum(rows)
-        pool.stats.seconds += time.perf_counter() - started
-        return [(task, outcome.Value(mine)) for task, mine in zip(tasks, answers, strict=True)]
+            if not again:
+                logger.warning(
+                    "a batch of %s failed (%d requests, %d rows)", pool.name, len(tasks), sum(rows), exc_info=True
+                )
+            if len(tasks) == 1:
+                pool.stats.failed_tasks += 1
+                pool.stats.anomalies += isinstance(error, AnomalyDetected)
+                return [(tasks[0], outcome.Error(_failure(pool, sum(rows), error)))]
+        else:
+            pool.stats.batches += 1
+            pool.stats.tasks += len(tasks)
+            pool.stats.rows += sum(rows)
+            pool.stats.seconds += time.perf_counter() - started
+            return [(task, outcome.Value(mine)) for task, mine in zip(tasks, answers, strict=True)]
+        half = len(tasks) // 2
+        return [each for part in (tasks[:half], tasks[half:]) for each in self._compute(pool, part, again=True)]
 
 
 class _Desk:
@@ -213,10 +239,23 @@ def _refuse(tasks: list[Task]) -> None:
     answer([(task, outcome.Error(NodeClosed(closed))) for task in tasks])
 
 
-def _failure(pool: TaskPool, rows: int, error: BaseException) -> ExpertFailed:
+def _finish(pool: TaskPool, rows: int) -> BaseException | None:
+    """What went wrong. It is not tried again: a part of it may have been done."""
+    assert pool.finish is not None
+    try:
+        pool.finish(rows)
+    except (Exception, SystemExit) as error:  # the boundary of one batch
+        pool.stats.failed_batches += 1
+        logger.warning("%s could not be finished after a batch of %d rows", pool.name, rows, exc_info=True)
+        return error
+    return None
+
+
+def _failure(pool: TaskPool, rows: int, error: BaseException) -> ExpertError:
     """An error of its own for each caller: raising adds to an exception's traceback."""
-    if type(error) is ExpertFailed:
-        return ExpertFailed(*error.args)
+    for kind in (ExpertFailed, AnomalyDetected):
+        if type(error) is kind:
+            return kind(*error.args)
     failed = ExpertFailed(f"{pool.name} failed on a batch of {rows} rows: {type(error).__name__}: {error}")
     failed.__cause__ = error
     return failed

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hivemind_p2p.errors import SchemaMismatch
+from hivemind_p2p.errors import AnomalyDetected, SchemaMismatch
+from hivemind_p2p.runtime.finite import all_finite
 from hivemind_p2p.wire.tensor_descriptor import TensorDescriptor
 
 
@@ -138,6 +139,19 @@ class Schema:
                 raise SchemaMismatch(f"{name} has batch size {tensor.shape[0]}, but {self.names[0]} has {rows}")
             rows = tensor.shape[0]
         return rows
+
+    def check_finite(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Refuse NaN and infinity.
+
+        Raises:
+            AnomalyDetected: there is one.
+        """
+        if all_finite(tensors):
+            return
+        for tensor, name in zip(tensors, self.names, strict=True):
+            if not all_finite([tensor]):
+                row = int((~tensor.isfinite()).nonzero()[0][0])
+                raise AnomalyDetected(f"{name} has NaN or infinity in row {row}; nothing was computed or learned")
 
     def make_zeros(self, batch_size: int) -> tuple[torch.Tensor, ...]:
         """Tensors that fit, in main memory, filled with zeros."""

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from hivemind_p2p.errors import ConfigError
 from hivemind_p2p.runtime import BatchTensorDescriptor, ExpertBackend
 from hivemind_p2p.server.expert_classes import find_expert_class
+from hivemind_p2p.server.optimizers import SGD, Adam
 from hivemind_p2p.wire.compression_type import CompressionType
 from hivemind_p2p.wire.nested import nested_map
 
@@ -19,8 +20,8 @@ MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], LRScheduler]
 _SAMPLE_ROWS: Final = 3
 _OPTIMIZERS: Final[dict[str, tuple[type[torch.optim.Optimizer], float] | None]] = {
-    "adam": (torch.optim.Adam, 1e-3),
-    "sgd": (torch.optim.SGD, 1e-2),
+    "adam": (Adam, 1e-3),
+    "sgd": (SGD, 1e-2),
     "none": None,
 }
 """Class and default learning rate."""

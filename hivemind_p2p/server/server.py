@@ -125,6 +125,9 @@ class Server:
         num_warmup_steps: int | None = None,
         num_training_steps: int | None = None,
         clip_grad_norm: float | None = None,
+        gradient_accumulation_steps: int = 1,
+        delayed_step: bool = False,
+        detect_anomalies: bool = True,
         min_batch_size: int = 1,
         max_batch_size: int = 4096,
         device: torch.device | str | None = None,
@@ -150,6 +153,8 @@ class Server:
             optim_cls: instead of them: makes an optimizer of parameters, as hivemind has it. None: no learning.
             scheduler: ``none``, or ``linear`` with ``num_warmup_steps`` and ``num_training_steps``.
             clip_grad_norm: the largest norm of an expert's gradient; a larger one is scaled down.
+            gradient_accumulation_steps, delayed_step, detect_anomalies: see
+                :class:`~hivemind_p2p.runtime.ExpertBackend`.
             min_batch_size: rows that a batch waits for.
             max_batch_size: rows that a batch never exceeds; a larger request runs in pieces.
             device: where experts compute. Default: ``cuda`` where there is one, else ``cpu``.
@@ -177,6 +182,9 @@ class Server:
             expert_cls=expert_cls,
             hidden_dim=hidden_dim,
             clip_grad_norm=clip_grad_norm,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            delayed_step=delayed_step,
+            detect_anomalies=detect_anomalies,
             min_batch_size=min_batch_size,
             max_batch_size=max_batch_size,
         )
@@ -189,6 +197,9 @@ class Server:
             make_scheduler=scheduler_maker(scheduler, num_warmup_steps, num_training_steps),
             compression=compression_type(compression),
             clip_grad_norm=clip_grad_norm,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            delayed_step=delayed_step,
+            detect_anomalies=detect_anomalies,
             min_batch_size=min_batch_size,
             max_batch_size=max_batch_size,
         )

@@ -85,7 +85,7 @@ def test_only_floats_are_compressed_with_loss(serve, join) -> None:
 
 
 def test_tensors_come_back_bit_for_bit(serve, join) -> None:
-    [expert] = get_experts(join(serve([backend("id.0", nn.Identity(), 3)])), ["id.0"])
+    [expert] = get_experts(join(serve([backend("id.0", nn.Identity(), 3, detect_anomalies=False)])), ["id.0"])
     x = torch.tensor([[0.1, -0.0, 1e-45], [torch.inf, -torch.inf, 3e38]])
     y, [grad] = grads_of(expert, lambda y: y[0].sum(), x)
     assert y.detach().numpy().tobytes() == x.numpy().tobytes()

@@ -24,6 +24,14 @@ def backend_of(module: nn.Module, name: str = "test.0", dim: int = 2, **options)
     return ExpertBackend(name, module, args_schema=[BatchTensorDescriptor(dim)], **options)
 
 
+def weights_of(module: nn.Module) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in module.parameters()]
+
+
+def same(ours, theirs) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 class Lambda(nn.Module):
     """A function as a module; ``seen`` is the batch size of each call after the first, which asks for the schema."""
 

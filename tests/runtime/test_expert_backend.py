@@ -11,15 +11,7 @@ from torch import nn
 from hivemind_p2p.errors import ConfigError, ExpertFailed
 from hivemind_p2p.runtime import BatchTensorDescriptor, ExpertBackend
 from hivemind_p2p.runtime.pool import Abandoned
-from tests.runtime.modules import Lambda, backend_of, ffn, ffn_backend
-
-
-def weights_of(module: nn.Module) -> list[torch.Tensor]:
-    return [weight.detach().clone() for weight in module.parameters()]
-
-
-def same(ours, theirs) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+from tests.runtime.modules import Lambda, backend_of, ffn, ffn_backend, same, weights_of
 
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.Adam])
@@ -99,7 +91,7 @@ def test_a_large_request_that_nobody_wants_any_more_is_given_up_without_a_trace(
     before = weights_of(backend.module)
     answers = iter([True, True, False])
     with pytest.raises(Abandoned):
-        backend.backward(torch.randn(12, 8), torch.randn(12, 8), still_wanted=lambda: next(answers))
+        backend.gradients(torch.randn(12, 8), torch.randn(12, 8), still_wanted=lambda: next(answers))
     assert same(backend.module.parameters(), before)
     assert all(weight.grad is None for weight in backend.module.parameters())
     assert backend.update_count == 0
@@ -114,58 +106,6 @@ def test_without_an_optimizer_only_the_inputs_get_gradients():
     assert all(weight.grad is None for weight in backend.module.parameters())
     tokens = ExpertBackend("e.0", nn.Embedding(4, 2), args_schema=[BatchTensorDescriptor(dtype=torch.int64)])
     assert same(tokens.backward(torch.tensor([1, 2]), torch.ones(2, 2)), [torch.zeros(2, dtype=torch.int64)])
-
-
-def test_scheduler_steps_with_the_optimizer():
-    module = nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
-    backend = backend_of(module, optimizer=optimizer, scheduler=scheduler)
-    rates = []
-    for _ in range(3):
-        before = module.bias.detach().clone()
-        backend.backward(torch.zeros(1, 2), torch.ones(1, 2))
-        rates.append((before - module.bias)[0].item())
-    assert rates == [1.0, 0.5, 0.25]
-
-
-def test_gradients_are_clipped_by_their_common_norm():
-    module = nn.Linear(2, 2)
-    backend = backend_of(module, optimizer=torch.optim.SGD(module.parameters(), lr=1.0), clip_grad_norm=0.5)
-    before = weights_of(module)
-    backend.backward(torch.full((3, 2), 100.0), torch.ones(3, 2))
-    step = torch.cat([(b - w).flatten() for b, w in zip(before, module.parameters(), strict=True)])
-    assert step.norm().item() == pytest.approx(0.5, rel=1e-3)
-
-
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-@pytest.mark.parametrize("sparse", [False, True])
-def test_a_step_that_is_not_finite_is_left_out(poison, sparse, caplog):
-    module = nn.Embedding(4, 2, sparse=sparse)
-    backend = ExpertBackend(
-        "e.0",
-        module,
-        args_schema=[BatchTensorDescriptor(dtype=torch.int64)],
-        optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
-    )
-    before = weights_of(module)
-    backend.backward(torch.tensor([1]), torch.full((1, 2), poison))
-    assert same(module.parameters(), before)
-    assert (backend.update_count, backend.skipped_updates) == (0, 1)
-    assert "expert e.0 left out a step" in caplog.text
-    backend.backward(torch.tensor([1]), torch.ones(1, 2))
-    assert torch.equal(module.weight[1], before[0][1] - 0.1)
-    assert (backend.update_count, backend.skipped_updates) == (1, 1)
-
-
-def test_half_precision_gradients_whose_norm_a_half_cannot_hold_are_finite():
-    module = nn.Linear(2, 2, dtype=torch.float16)
-    backend = ExpertBackend(
-        "half.0", module, args_schema=[BatchTensorDescriptor(2, dtype=torch.float16)],
-        optimizer=torch.optim.SGD(module.parameters(), lr=1e-9),
-    )  # fmt: skip
-    backend.backward(torch.full((1, 2), 6e4, dtype=torch.float16), torch.ones(1, 2, dtype=torch.float16))
-    assert backend.update_count == 1
 
 
 def test_a_failed_backward_leaves_no_gradient_for_the_next():
@@ -282,6 +222,7 @@ def test_a_module_that_breaks_its_promise(function, why):
     [
         (lambda: ExpertBackend("x.0", nn.Identity()), "takes no inputs"),
         (lambda: backend_of(nn.Identity(), clip_grad_norm=1.0), "no optimizer"),
+        (lambda: backend_of(nn.Identity(), gradient_accumulation_steps=0), "must be at least 1"),
         (lambda: backend_of(nn.Identity(), min_batch_size=5, max_batch_size=4), "min_batch_size"),
         (lambda: backend_of(Lambda(lambda x: x.mean())), "must give tensors with as many rows"),
         (lambda: backend_of(Lambda(lambda x: x[:1])), "must give tensors with as many rows"),
@@ -319,4 +260,7 @@ def test_moves_to_a_gpu_with_what_its_optimizer_remembers():
 
 def test_repr():
     backend = ffn_backend()
-    assert repr(backend) == "<ExpertBackend ffn.0: Sequential on its own device, SGD, 0 updates, 0 skipped>"
+    assert repr(backend) == (
+        "<ExpertBackend ffn.0: Sequential on its own device, 0 updates skipped, "
+        "<Training of ffn.0: SGD, 0 updates, 0 exploded>>"
+    )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import pytest
 import torch
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from hivemind_p2p.errors import ConfigError, ExpertFailed, Overloaded, SchemaMismatch
+from hivemind_p2p.errors import ConfigError, Overloaded, SchemaMismatch
 from hivemind_p2p.runtime import Runtime, TaskPool
 from tests.runtime.modules import Gate, Lambda, backend_of, ffn_backend
 
@@ -196,34 +195,6 @@ async def test_what_does_not_fit_is_refused_and_the_runtime_lives_on():
             await backend.backward_pool.submit(torch.randn(5, 8))
         (outputs,) = await backend.forward_pool.submit(torch.randn(5, 8))
         assert outputs.shape == (5, 8)
-
-
-async def test_a_module_that_raises_fails_its_batch_only(caplog):
-    gate = Gate()
-    gate.function = lambda x: x * 2 if (x >= 0).all() else sys.exit("negative")
-    expert = backend_of(gate, "odd.0", max_batch_size=2)
-    outcomes = {}
-
-    async def caller(i: int, value: float) -> None:
-        try:
-            (outcomes[i],) = await expert.forward_pool.submit(torch.full((1, 2), value))
-        except ExpertFailed as error:
-            outcomes[i] = error
-
-    async with Runtime({"odd.0": expert}), trio.open_nursery() as nursery:
-        await occupy(nursery, expert.forward_pool, gate)
-        for i, value in enumerate([1.0, 2.0, 3.0, -1.0, 5.0, 6.0]):
-            nursery.start_soon(caller, i, value)
-            await wait_all_tasks_blocked()
-        open_up(gate)
-    for i in (0, 1, 4, 5):
-        assert torch.equal(outcomes[i], torch.full((1, 2), 2.0 * (i + 1)))
-    for i in (2, 3):
-        assert "odd.0_forward failed on a batch of 2 rows: SystemExit: negative" in str(outcomes[i])
-        assert isinstance(outcomes[i].__cause__, SystemExit)
-    assert outcomes[2] is not outcomes[3]
-    assert "a batch of odd.0_forward failed (2 requests, 2 rows)" in caplog.text
-    assert (expert.forward_pool.stats.batches, expert.forward_pool.stats.failed_batches) == (3, 1)
 
 
 async def test_a_full_line_refuses_at_once():

@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from hivemind_p2p.compression import serialize_tensor
 from hivemind_p2p.errors import (
+    AnomalyDetected,
     CodecError,
     DeadlineExceeded,
     ExpertFailed,
@@ -132,6 +133,16 @@ async def test_unary_and_streamed_calls_equal_the_local_module(served, experts, 
     [answer] = await call("backward", "linear.0", x, gradient)
     assert torch.equal(answer, x_grad)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(expert.module.parameters(), weights, strict=True))
+
+
+async def test_numbers_that_are_not_finite_are_refused_by_name(served, experts):
+    x = torch.ones(3, SIZE)
+    bad = x * torch.tensor([[1.0], [float("inf")], [1.0]])
+    with pytest.raises(AnomalyDetected, match="input 0 has NaN or infinity in row 1"):
+        await served.unary("forward", "linear.0", bad)
+    with pytest.raises(AnomalyDetected, match="the gradient of output 0 has NaN or infinity in row 1"):
+        await served.stream("backward", "linear.0", x, bad)
+    assert experts["linear.0"].update_count == 0
 
 
 async def test_several_inputs_and_outputs(served, experts):

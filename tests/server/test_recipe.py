@@ -15,7 +15,7 @@ def test_experts_of_one_recipe_share_nothing_but_their_looks():
     first, second = recipe.backend("a.0"), recipe.backend("a.1")
     assert (first.name, second.name) == ("a.0", "a.1")
     assert first.max_batch_size == 77
-    assert first.clip_grad_norm == 1.0
+    assert first.training.clip_grad_norm == 1.0
     assert not torch.equal(first.module.ffn.weight, second.module.ffn.weight)
     assert first.optimizer is not second.optimizer
     assert first.outputs_schema == second.outputs_schema
@@ -54,7 +54,7 @@ def test_whole_numbers_are_never_compressed():
 )
 def test_optimizers(name, lr, kind, rate):
     optimizer = optimizer_maker(name, lr)([torch.nn.Parameter(torch.zeros(1))])
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     assert optimizer.param_groups[0]["lr"] == rate
 
 
