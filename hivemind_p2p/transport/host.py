@@ -246,7 +246,7 @@ class Host:
         connection = await self._establisher.secure(raw, peer_id, as_client=as_client)
         try:
             self._register(connection)
-        except TransportError:
+        except (TransportError, NodeClosed):
             await connection.aclose()
             raise
         return connection
@@ -320,7 +320,8 @@ class Host:
 
     async def _accept(self, raw: RawConnection) -> None:
         """Secure one accepted connection; runs in the host's nursery."""
-        if self._handshakes >= self.settings.max_handshakes or not self._has_room():
+        stopping = self._nursery is None
+        if stopping or self._handshakes >= self.settings.max_handshakes or not self._has_room():
             await raw.close()
             return
         assert self._puncher is not None
@@ -328,7 +329,7 @@ class Host:
         self._handshakes += 1
         try:
             await self.adopt(raw, client_of, as_client=client_of is not None)
-        except TransportError as error:
+        except (TransportError, NodeClosed) as error:
             logger.debug("a connection from %s was not taken: %s", raw.remote, error)
         finally:
             self._handshakes -= 1
