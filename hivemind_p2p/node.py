@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -18,7 +19,10 @@ from hivemind_p2p.dht import AuthorizerBase, DHTNode, RecordValidatorBase
 from hivemind_p2p.dht.remembered import path_beside
 from hivemind_p2p.errors import BootstrapError, ConfigError, NodeClosed
 from hivemind_p2p.nat import NAT
+from hivemind_p2p.nat.diagnosis import Diagnosis, diagnose, health_as_json
+from hivemind_p2p.nat.facts import Facts
 from hivemind_p2p.rpc import RPC
+from hivemind_p2p.transport.addresses import endpoint_of
 from hivemind_p2p.transport.api import Connection, Network, Stream, StreamHandler
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.wire.peer_id import PeerID
@@ -116,7 +120,7 @@ class Node:
             self._network, self._nat, self._rpc, self._dht = network, nat, rpc, dht
             control = self.settings.control
             if control.serve:
-                answers = {"peers": self._tell_peers}
+                answers = {"peers": self._tell_peers, "doctor": self._tell_health}
                 await stack.enter_async_context(ControlServer(identity.peer_id, answers, directory=control.directory))
             self._stack = stack.pop_all()
         return self
@@ -174,6 +178,22 @@ class Node:
 
         return await report(sorted(self.connections(), key=lambda each: each.peer_id), timeout)
 
+    async def diagnose(self) -> tuple[Facts, Diagnosis]:
+        """How we are reached: what is known about it, and what that means. Takes a second."""
+        nat, network = self._running(self._nat), self.network
+        facts = await nat.examine()
+        ports = {endpoint.port for maddr in self._host_maddrs if (endpoint := endpoint_of(maddr)) is not None}
+        direct = {each.peer_id for each in network.connections() if each.relay is None}
+        relayed = {each.peer_id for each in network.connections()} - direct
+        facts = replace(
+            facts,
+            fixed_port=next(iter(sorted(ports)), 0),
+            clock_offset=self.dht.clock_offset,
+            direct_peers=len(direct),
+            relayed_peers=len(relayed),
+        )
+        return facts, diagnose(facts)
+
     async def connect(self, maddr: str | Multiaddr) -> PeerID:
         """Connect to the peer at ``maddr`` (ending in ``/p2p/<id>``) unless we are connected; return its id.
 
@@ -215,6 +235,9 @@ class Node:
             if not await dht.rejoin():
                 raise
             logger.warning("joined through peers of the last run instead of the initial ones: %s", error)
+
+    async def _tell_health(self) -> dict[str, Any]:
+        return health_as_json(*await self.diagnose())
 
     async def _tell_peers(self) -> list[dict[str, Any]]:
         return [each.to_json() for each in await self.peers()]

@@ -11,6 +11,7 @@ import typer
 from hivemind_p2p import __version__
 from hivemind_p2p.cli.bootstrap import bootstrap
 from hivemind_p2p.cli.dht import dht
+from hivemind_p2p.cli.doctor import doctor
 from hivemind_p2p.cli.peers import peers
 from hivemind_p2p.cli.ping import ping
 from hivemind_p2p.cli.server import server
@@ -27,6 +28,7 @@ app.command()(bootstrap)
 app.command()(server)
 app.command()(ping)
 app.command()(peers)
+app.command()(doctor)
 app.add_typer(dht)
 
 

@@ -47,6 +47,8 @@ class AutoNAT:
 
     def __init__(self, host: Host, settings: NATSettings, changed: Callable[[], None]) -> None:
         self.reachability = Reachability(max_age=2 * settings.autonat_interval)
+        self.tried = trio.Event()
+        """Set once a peer has tried to dial us back."""
         self._host = host
         self._settings = settings
         self._changed = changed
@@ -87,6 +89,7 @@ class AutoNAT:
                 return
             logger.debug("%s says that we are %s at %s", peer_id, "reached" if reached else "not reached", maddr)
             self.reachability.add(maddr, peer_id, reached, trio.current_time())
+            self.tried.set()
             self._changed()
 
     def forget(self) -> None:
@@ -95,12 +98,14 @@ class AutoNAT:
         self._asked.clear()
 
     def _targets(self, seen: Multiaddr | None) -> list[Multiaddr]:
-        """What a peer may try: where it sees us, with the ports that we listen on."""
+        """What a peer may try: where it sees us, with the ports that we listen on, and what we announce of that IP."""
         endpoint = endpoint_of(seen) if seen is not None else None
         if endpoint is None:
             return []
         ports = {each.port for maddr in self._host.listen_maddrs if (each := endpoint_of(maddr)) is not None}
-        return [maddr_of(endpoint.host, port) for port in sorted(ports)][:_MOST_DIALS]
+        listening = [maddr_of(endpoint.host, port) for port in sorted(ports)]
+        announced = [maddr for maddr in self._host.announce_maddrs if _same_ip(maddr, endpoint)]
+        return list(dict.fromkeys([*announced, *listening]))[:_MOST_DIALS]
 
     async def _ask_about(self, connection: MuxedConnection, maddr: Multiaddr) -> bool | None:
         """Whether the peer reached us there; None when it did not say."""

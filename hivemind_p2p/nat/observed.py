@@ -23,8 +23,12 @@ _AGE: Final = 3600.0
 class Observation:
     """What one peer sees of us."""
 
+    observer: PeerID
     maddr: Multiaddr
     at: float
+    """``trio.current_time``."""
+    observer_maddr: Multiaddr | None = None
+    """Where the observer is, if we dialled it: what it sees is what a NAT made of our port for it."""
 
 
 class ObservedAddresses:
@@ -33,13 +37,17 @@ class ObservedAddresses:
     def __init__(self) -> None:
         self._by_observer: OrderedDict[PeerID, Observation] = OrderedDict()
 
-    def add(self, observer: PeerID, maddr: Multiaddr, now: float) -> bool:
-        """Note what a peer sees over a direct connection; whether our IP address is new to us."""
+    def add(self, observer: PeerID, maddr: Multiaddr, now: float, observer_maddr: Multiaddr | None = None) -> bool:
+        """Note what a peer sees over a direct connection; whether our IP address is new to us.
+
+        Args:
+            observer_maddr: where we dialled it; None: it dialled us.
+        """
         endpoint = endpoint_of(maddr)
         if endpoint is None or endpoint.ip is None:
             return False
         is_new = endpoint.host not in self.ips(now)
-        self._by_observer[observer] = Observation(maddr, now)
+        self._by_observer[observer] = Observation(observer, maddr, now, observer_maddr)
         self._by_observer.move_to_end(observer)
         while len(self._by_observer) > _MOST_OBSERVERS:
             self._by_observer.popitem(last=False)
@@ -48,7 +56,7 @@ class ObservedAddresses:
     def maddrs(self, now: float) -> list[Multiaddr]:
         """Where we are seen, by the most peers first, the latest first among those."""
         votes: dict[Multiaddr, int] = {}
-        for observation in reversed(self._fresh(now)):
+        for observation in reversed(self.observations(now)):
             votes[observation.maddr] = votes.get(observation.maddr, 0) + 1
         return sorted(votes, key=lambda maddr: -votes[maddr])
 
@@ -56,7 +64,8 @@ class ObservedAddresses:
         """The IP addresses that we are seen at."""
         return {endpoint.host for maddr in self.maddrs(now) if (endpoint := endpoint_of(maddr)) is not None}
 
-    def _fresh(self, now: float) -> list[Observation]:
+    def observations(self, now: float) -> list[Observation]:
+        """What counts, the oldest first."""
         return [observation for observation in self._by_observer.values() if now - observation.at <= _AGE]
 
     def __repr__(self) -> str:

@@ -15,6 +15,8 @@ from hivemind_p2p.config import NATSettings, RelaySettings
 from hivemind_p2p.errors import NodeClosed
 from hivemind_p2p.nat import punch_targets
 from hivemind_p2p.nat.autonat import AutoNAT
+from hivemind_p2p.nat.examine import examine
+from hivemind_p2p.nat.facts import Facts
 from hivemind_p2p.nat.hole_punching import HolePuncher
 from hivemind_p2p.nat.observed import ObservedAddresses
 from hivemind_p2p.nat.reachability import Verdict
@@ -117,6 +119,10 @@ class NAT:
         """The relays that connect others to us."""
         return list(self.keeper.held)
 
+    async def examine(self) -> Facts:
+        """What is known about how we are reached. Takes a second, for looking at the way out."""
+        return await examine(self._host, self)
+
     def _identified(self, connection: MuxedConnection) -> None:
         """A peer said who it is, and how it sees us."""
         assert self._nursery is not None
@@ -124,7 +130,8 @@ class NAT:
         if connection.relay is not None or said is None:
             return
         if said.observed is not None:
-            is_new = self.observed.add(connection.peer_id, said.observed, trio.current_time())
+            dialled = connection.remote_maddr if connection.outbound else None
+            is_new = self.observed.add(connection.peer_id, said.observed, trio.current_time(), dialled)
             if is_new and len(self.observed.ips(trio.current_time())) > 1:
                 self.autonat.forget()  # the network changed, or we have several ways out
         if self.settings.autonat:
@@ -146,10 +153,12 @@ class NAT:
 
     @property
     def reachable_maddrs(self) -> Sequence[Multiaddr]:
-        """Addresses that we listen on ourselves, and that a peer reached on a fresh connection."""
+        """Addresses of ours that stay, and that a peer reached on a fresh connection: where we listen ourselves, and
+        what the user has us announce, since a router forwards it."""
         now = trio.current_time()
         verdict = self.autonat.reachability.verdict
-        return [maddr for maddr in self._host.listen_maddrs if verdict(maddr, now) is Verdict.REACHABLE]
+        lasting = [*self._host.listen_maddrs, *self._host.announce_maddrs]
+        return [maddr for maddr in dict.fromkeys(lasting) if verdict(maddr, now) is Verdict.REACHABLE]
 
     def _decide(self) -> None:
         """Whether to need relays, and whether to be one, by what is known of our reachability.

@@ -175,6 +175,11 @@ class Host:
         """Where we listen and can be dialled, without ``/p2p``."""
         return self._listeners.maddrs
 
+    @property
+    def announce_maddrs(self) -> Sequence[Multiaddr]:
+        """What was given to announce, without ``/p2p``."""
+        return [split_peer(maddr)[0] for maddr in self._announce_maddrs]
+
     def set_extra_maddrs(self, maddrs: Iterable[Multiaddr]) -> None:
         """Announce these too (mapped ports, circuits), and tell the peers when they changed."""
         extra = tuple(maddrs)

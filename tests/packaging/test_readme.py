@@ -76,10 +76,22 @@ def test_a_swarm_of_your_own(serve, tmp_path):
     assert f"{peer_id} was reached directly from the beginning" in done.stdout
     assert f"{peer_id} (process " in done.stdout
 
+    doctor = ["bash", "-ec", block("hivemind-p2p doctor")]
+    done = subprocess.run(
+        doctor, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100, check=True
+    )
+    assert f"peer id       {peer_id}" in done.stdout
+
 
 def test_every_block_is_run_somewhere():
     """Here, or by the tests of the demo; Docker needs its engine."""
-    here = ["bootstrap --identity-path", "server --initial-peers", "import hivemind_p2p", "ping $PEER"]
+    here = [
+        "bootstrap --identity-path",
+        "server --initial-peers",
+        "import hivemind_p2p",
+        "ping $PEER",
+        "hivemind-p2p doctor",
+    ]
     elsewhere = ["scripts/demo", "docker build"]
     assert [next((text for text in elsewhere + here if text in body), None) for _, body in BLOCKS] == [
         "scripts/demo",

@@ -16,6 +16,7 @@ from hivemind_p2p.config import Settings
 from hivemind_p2p.config_sources import load_settings
 from hivemind_p2p.errors import HivemindError
 from hivemind_p2p.nat import NAT
+from hivemind_p2p.nat.diagnosis import health_as_json
 from hivemind_p2p.node import DEFAULT_HOST_MADDRS, Node
 from hivemind_p2p.transport.api import Connection, Stream
 from hivemind_p2p.transport.host import Host
@@ -136,6 +137,12 @@ class Commands:
                 if self.node.nat.autonat.reachability.maddrs(trio.current_time()):
                     return [str(maddr) for maddr in self.node.nat.reachable_maddrs]
                 await trio.sleep(0.02)
+
+    async def health(self) -> dict[str, Any]:
+        """What ``hivemind-p2p doctor`` says, once a peer has tried to dial back."""
+        with trio.fail_after(40):
+            await self.node.nat.autonat.tried.wait()
+        return health_as_json(*await self.node.diagnose())
 
     async def sources(self) -> list[str]:
         """Where the direct connections that others dialled come from."""

@@ -1,0 +1,59 @@
+"""``hivemind-p2p doctor`` without a laboratory: of running nodes, of none, and of a swarm that is not there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+LISTEN = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0"]
+
+
+@pytest.fixture(autouse=True)
+def nodes(monkeypatch, tmp_path_factory) -> None:
+    monkeypatch.setenv("HIVEMIND_P2P_CONTROL__DIRECTORY", str(tmp_path_factory.mktemp("d") / "nodes"))
+
+
+def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hivemind_p2p", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_it_asks_the_nodes_that_run_here(start_node):
+    one = start_node("bootstrap", *LISTEN)
+    two = start_node("bootstrap", *LISTEN, "--initial-peers", one.address)
+    done = doctor("--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = {node["peer_id"]: node for node in json.loads(done.stdout)["nodes"]}
+    assert set(told) == {one.ready["peer_id"], two.ready["peer_id"]}
+    health = told[two.ready["peer_id"]]
+    assert (health["grade"], health["nat"]["kind"], health["direct_peers"]) == ("fair", "local", 1)
+    assert abs(health["clock_offset"]) < 1
+    done = doctor("--node", one.ready["peer_id"][-8:])
+    assert done.stdout.startswith(" FAIR  This node knows no peer outside its own network.")
+    assert f"peer id       {one.ready['peer_id']}" in done.stdout
+    assert "run this again with `--initial-peers`" in " ".join(done.stdout.split())
+
+
+def test_without_a_node_it_starts_one():
+    done = doctor(*LISTEN)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "knows no peer that could tell" in done.stdout
+
+
+def test_a_swarm_that_cannot_be_joined_is_exit_1(start_node):
+    gone = start_node("bootstrap", *LISTEN)
+    assert gone.stop()[0] == 0
+    done = doctor(*LISTEN, "--initial-peers", gone.address)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert " BAD  This node could not join the swarm." in done.stdout
+    assert "refused" in done.stdout
+    assert "On the peer's machine, run `hivemind-p2p doctor`" in done.stdout
+
+
+def test_a_node_that_is_not_running_is_an_error():
+    done = doctor("--node", "nobody")
+    assert done.returncode == 1
+    assert "no node whose peer id ends with nobody" in done.stderr
