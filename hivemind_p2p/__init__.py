@@ -22,6 +22,7 @@ _HOMES = {
     "RecordValidatorBase": "hivemind_p2p.dht",
     "RemoteExpert": "hivemind_p2p.client",
     "RemoteMixtureOfExperts": "hivemind_p2p.client",
+    "RemoteSwitchMixtureOfExperts": "hivemind_p2p.client",
     "Runtime": "hivemind_p2p.runtime",
     "SchemaValidator": "hivemind_p2p.dht.schema",
     "Server": "hivemind_p2p.server",
@@ -44,6 +45,7 @@ __all__ = [
     "RecordValidatorBase",
     "RemoteExpert",
     "RemoteMixtureOfExperts",
+    "RemoteSwitchMixtureOfExperts",
     "Runtime",
     "SchemaValidator",
     "Server",
@@ -56,7 +58,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hivemind_p2p.client import RemoteExpert, RemoteMixtureOfExperts, client_stats, get_experts
+    from hivemind_p2p.client import (
+        RemoteExpert,
+        RemoteMixtureOfExperts,
+        RemoteSwitchMixtureOfExperts,
+        client_stats,
+        get_experts,
+    )
     from hivemind_p2p.dht import (
         DHTNode,
         Ed25519SignatureValidator,

@@ -8,6 +8,7 @@ from hivemind_p2p.client.expert import RemoteExpert, get_experts
 from hivemind_p2p.client.moe import RemoteMixtureOfExperts
 from hivemind_p2p.client.replicas import Replica
 from hivemind_p2p.client.report import AttemptReport, BatchReport, CallReport, MixtureReport
+from hivemind_p2p.client.switch_moe import RemoteSwitchMixtureOfExperts
 
 __all__ = [
     "AttemptReport",
@@ -18,6 +19,7 @@ __all__ = [
     "MixtureReport",
     "RemoteExpert",
     "RemoteMixtureOfExperts",
+    "RemoteSwitchMixtureOfExperts",
     "Replica",
     "client_stats",
     "get_experts",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,10 +111,34 @@ class RemoteMixtureOfExperts(nn.Module):
             SchemaMismatch: the inputs are not what the experts take; nothing was sent.
             AnomalyDetected: NaN or infinity in the input, with ``detect_anomalies``.
         """
+        scores = self._scores(self._for_gate(input))
+        schema, answers, samples, coordinates = self._ask(scores, input, args, kwargs)
+        return schema.pack_outputs(self._sums(answers, _weights(scores, samples, coordinates), samples, len(input)))
+
+    def _for_gate(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        """What the gate sees of an input: float ``[batch, in_features]``."""
         if input.ndim < 2:
             raise SchemaMismatch(f"the input of a mixture is [batch, ..., features], not {tuple(input.shape)}")
-        for_gate = input if input.ndim == 2 else input.mean(dim=tuple(range(1, input.ndim - 1)))
-        scores = self.proj(for_gate).split_with_sizes(list(self.beam_search.grid_size), dim=-1)
+        return input if input.ndim == 2 else input.mean(dim=tuple(range(1, input.ndim - 1)))
+
+    def _scores(self, for_gate: torch.Tensor) -> Sequence[torch.Tensor]:
+        """One tensor ``[batch, length]`` per axis of the grid."""
+        scores: Sequence[torch.Tensor] = self.proj(for_gate).split_with_sizes(list(self.beam_search.grid_size), dim=-1)
+        return scores
+
+    def _ask(
+        self,
+        scores: Sequence[torch.Tensor],
+        input: torch.Tensor,  # noqa: A002
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[ExpertSchema, Sequence[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Call the best experts by these scores.
+
+        Returns:
+            The schema; the answers, ``[pairs, ...]``; the sample of each pair, int64 ``[pairs]``; the place of its
+            expert in the grid, int64 ``[pairs, axes]``.
+        """
         on_cpu = [axis.detach().cpu() for axis in scores]
         schema = self._known_schema(on_cpu)
         inputs = schema.flatten_inputs(f"an expert of {self.beam_search.uid_prefix}*", (input, *args), kwargs)
@@ -126,10 +150,13 @@ class RemoteMixtureOfExperts(nn.Module):
             raise
         finally:
             self._last = exchange
-        samples, coordinates = exchange.samples.to(input.device), exchange.coordinates.to(input.device)
-        weights = _weights(scores, samples, coordinates)
-        averages = [_weighted_sum(answer, weights, samples, len(input)) for answer in answers]
-        return schema.pack_outputs(averages)
+        return schema, answers, exchange.samples.to(input.device), exchange.coordinates.to(input.device)
+
+    def _sums(
+        self, answers: Sequence[torch.Tensor], weights: torch.Tensor, samples: torch.Tensor, count: int
+    ) -> list[torch.Tensor]:
+        """The weighted sum of its answers for each sample."""
+        return [_weighted_sum(answer, weights, samples, count) for answer in answers]
 
     @property
     def info(self) -> dict[str, Any]:

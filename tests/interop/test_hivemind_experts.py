@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hivemind_p2p import DHT, RemoteExpert, RemoteMixtureOfExperts, get_experts
+from hivemind_p2p import DHT, RemoteExpert, RemoteMixtureOfExperts, RemoteSwitchMixtureOfExperts, get_experts
 from hivemind_p2p.errors import RemoteError
 from tests.interop.modules import Nested, Wave
 from tests.interop.process import hivemind_process
@@ -107,6 +107,26 @@ def test_a_mixture_finds_and_trains_hivemind_s_experts(dht, prefix, grid) -> Non
         rtol=1e-4, atol=1e-4,
     )  # fmt: skip
     assert len(moe.last_report.backward.calls) == total.shape[1]
+
+
+def test_a_switch_layer_trains_hivemind_s_experts(dht) -> None:
+    find(dht, "grid.1.1")
+    moe = RemoteSwitchMixtureOfExperts(
+        in_features=SIZE, grid_size=(2, 2), dht=dht, uid_prefix="grid.", jitter_eps=0.0, negative_caching=False
+    )
+    x = torch.randn(20, SIZE, requires_grad=True)
+    y, loss = moe(x)
+    rows, columns = (axis.softmax(1) for axis in moe.proj(x).split_with_sizes((2, 2), dim=-1))
+    best = (rows[:, :, None] * columns[:, None, :]).flatten(1).max(1)
+    outputs = torch.stack([Wave(SIZE, number)(x) for number in range(4)], dim=1)
+    here = x + best.values[:, None] * outputs[torch.arange(20), best.indices]
+    torch.testing.assert_close(y, here)
+    parameters = [x, *moe.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(y.square().sum(), parameters), torch.autograd.grad(here.square().sum(), parameters),
+        rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
+    assert 1.9 < loss < 4
 
 
 def test_what_hivemind_does_not_host(dht) -> None:
