@@ -108,7 +108,7 @@ class NATSettings:
     """How long both sides dial each other in one round."""
     punch_rounds: int = 3
     """Rounds before a relayed connection is left as it is for a while."""
-    punch_again: float = 60.0
+    punch_again: float = 5.0
     """How long after rounds that failed they are tried again; doubles each time, up to an hour."""
     max_punches: int = 32
     """Hole punches under way at once; others wait, or are refused when peers ask for them."""

@@ -9,19 +9,24 @@ The peer that accepted the relayed connection leads:
 
 The leader is the server of the security handshake whichever way the connection came up. A peer that is known by no
 stable address takes part all the same: what it dials may get through to the other side.
+
+Two peers that reached each other through a relay at one moment have two relayed connections, and each would lead. Then
+the one with the larger id gives way: their dials would meet, and wait for each other to speak as a client.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import trio
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import NATSettings
-from hivemind_p2p.errors import StreamReset, TransportError
+from hivemind_p2p.errors import ProtocolNotSupported, StreamError, StreamReset, TransportError
 from hivemind_p2p.nat import messages, punch_targets
 from hivemind_p2p.transport.addresses import is_public
 from hivemind_p2p.transport.api import Stream
@@ -39,7 +44,17 @@ _DIAL_BACK: Final = 1.0
 """Seconds that a plain dial back which was answered may take to be secured."""
 _SAID: Final = 0.2
 """Seconds to wait for what a peer says about itself; it was asked at the same time."""
+_BREATH: Final = 0.5
+"""Seconds before the next round after one that could not be agreed on."""
 _LONGEST_WAIT: Final = 3600.0
+
+
+@dataclass
+class _Session:
+    """Hole punching with one peer under way, led by us or by it."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    over: trio.Event = field(default_factory=trio.Event)
 
 
 class HolePuncher:
@@ -54,7 +69,8 @@ class HolePuncher:
         self._settings = settings
         self._offer = offer
         self._room = trio.CapacityLimiter(settings.max_punches)
-        self._following: set[PeerID] = set()
+        self._leading: dict[PeerID, _Session] = {}
+        self._following: dict[PeerID, _Session] = {}
         self.succeeded = 0
         self.failed = 0
 
@@ -77,9 +93,14 @@ class HolePuncher:
                     pause = self._settings.punch_again
                     await direct.ended.wait()
                     continue
-                async with self._room:
-                    done = await self._rounds(relayed)
-                if not done:
+                busy = self._leading.get(relayed.peer_id) or self._following.get(relayed.peer_id)
+                if busy is not None:
+                    await busy.over.wait()
+                    continue
+                with _entered(self._leading, relayed.peer_id) as session:
+                    async with self._room:
+                        done = await self._rounds(relayed)
+                if not session.scope.cancelled_caught and not done:
                     self.failed += 1
                     await trio.sleep(pause)
                     pause = min(2 * pause, _LONGEST_WAIT)
@@ -87,13 +108,18 @@ class HolePuncher:
     async def _rounds(self, relayed: MuxedConnection) -> bool:
         for number in range(self._settings.punch_rounds):
             try:
+                if self._direct(relayed.peer_id) is not None:
+                    return True
                 if await self._round(relayed):
                     logger.debug("direct to %s in round %d", relayed.peer_id, number + 1)
                     self.succeeded += 1
                     return True
+            except ProtocolNotSupported as error:
+                logger.debug("hole punching with %s is not possible: %s", relayed.peer_id, error)
+                return False
             except TransportError as error:
                 logger.debug("hole punching with %s failed: %s", relayed.peer_id, error)
-                return False
+                await trio.sleep(_BREATH)
         logger.debug("no direct way to %s in %d rounds", relayed.peer_id, self._settings.punch_rounds)
         return False
 
@@ -140,27 +166,40 @@ class HolePuncher:
         peer_id = stream.peer_id
         if stream.connection is None or stream.connection.relay is None:
             raise StreamReset("hole punching was asked for on a direct connection")
+        leading = self._leading.get(peer_id)
+        if leading is not None:
+            if self._host.peer_id < peer_id:
+                raise StreamReset("we lead a hole punch with this peer")
+            leading.scope.cancel()
+        former = self._following.get(peer_id)
+        if former is not None:  # the peer began anew
+            former.scope.cancel()
+            await former.over.wait()
         if peer_id in self._following or self._room.available_tokens < 1:
             raise StreamReset("too many hole punches are under way")
-        self._following.add(peer_id)
         try:
-            async with self._room:
-                with trio.fail_after(self._settings.relay_timeout):
-                    wish = await messages.receive(stream, HolePunch)
-                    if wish.type != HolePunch.CONNECT:
-                        raise StreamReset(f"{peer_id} began hole punching out of turn")
-                    await messages.send(stream, _message(HolePunch.CONNECT, self._offer()))
-                    if (await messages.receive(stream, HolePunch)).type != HolePunch.SYNC:
-                        raise StreamReset(f"{peer_id} went on with hole punching out of turn")
-                if self._direct(peer_id) is None:
-                    with self._host.punching(peer_id, is_client=True) as punch:
-                        punch.dial(self._targets(wish))
-                        with trio.move_on_after(self._settings.punch_window):
-                            await punch.arrived.wait()
+            with _entered(self._following, peer_id):
+                async with self._room:
+                    await self._follow_once(stream)
         except trio.TooSlowError:
             raise StreamReset(f"{peer_id} did not go on with hole punching") from None
-        finally:
-            self._following.discard(peer_id)
+
+    async def _follow_once(self, stream: Stream) -> None:
+        peer_id = stream.peer_id
+        with trio.fail_after(self._settings.relay_timeout):
+            wish = await messages.receive(stream, HolePunch)
+            if wish.type != HolePunch.CONNECT:
+                raise StreamReset(f"{peer_id} began hole punching out of turn")
+            await messages.send(stream, _message(HolePunch.CONNECT, self._offer()))
+            if (await messages.receive(stream, HolePunch)).type != HolePunch.SYNC:
+                raise StreamReset(f"{peer_id} went on with hole punching out of turn")
+        with self._host.punching(peer_id, is_client=True) as punch:
+            punch.dial(self._targets(wish))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_at_reset, stream, nursery.cancel_scope)
+                with trio.move_on_after(self._settings.punch_window):
+                    await punch.arrived.wait()
+                nursery.cancel_scope.cancel()
 
     def _targets(self, message: HolePunch) -> list[Multiaddr]:
         offered = messages.maddrs_in(message.obs_addrs, 4 * punch_targets.MOST)
@@ -173,9 +212,30 @@ class HolePuncher:
         return f"<HolePuncher: {self.succeeded} succeeded, {self.failed} failed>"
 
 
+@contextmanager
+def _entered(sessions: dict[PeerID, _Session], peer_id: PeerID) -> Iterator[_Session]:
+    """A block that is known as a session with a peer, and that its scope cancels."""
+    session = sessions[peer_id] = _Session()
+    try:
+        with session.scope:
+            yield session
+    finally:
+        del sessions[peer_id]
+        session.over.set()
+
+
 async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
+
+
+async def _cancel_at_reset(stream: Stream, scope: trio.CancelScope) -> None:
+    """The leader resets the stream when its round is over. Others may close it earlier, which means nothing."""
+    try:
+        while await stream.receive_some(1024):
+            pass
+    except StreamError:
+        scope.cancel()
 
 
 def _message(kind: HolePunch.Type, maddrs: Sequence[Multiaddr] = ()) -> HolePunch:

@@ -129,7 +129,7 @@ class NAT:
         said = connection.description
         if connection.relay is not None or said is None:
             return
-        if said.observed is not None:
+        if said.observed is not None and not connection.aside:
             dialled = connection.remote_maddr if connection.outbound else None
             is_new = self.observed.add(connection.peer_id, said.observed, trio.current_time(), dialled)
             if is_new and len(self.observed.ips(trio.current_time())) > 1:

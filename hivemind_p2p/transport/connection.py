@@ -33,6 +33,7 @@ class MuxedConnection(KeptConnection):
     Args:
         muxer: carries the streams.
         opened_at: the clock when the handshake was done.
+        aside: we dialled from another port than the one that we listen on.
         relay: whom it goes through; None when it is direct.
         limit: what that relay puts up with.
     """
@@ -46,6 +47,7 @@ class MuxedConnection(KeptConnection):
         outbound: bool,
         opened_at: float,
         settings: TransportSettings,
+        aside: bool = False,
         relay: PeerID | None = None,
         limit: CircuitLimit | None = None,
     ) -> None:
@@ -54,6 +56,7 @@ class MuxedConnection(KeptConnection):
         self.limit = limit
         self.remote_maddr = remote_maddr
         self.outbound = outbound
+        self.aside = aside
         self.opened_at = opened_at
         self.used_at = opened_at
         self.identified = trio.Event()

@@ -132,8 +132,8 @@ class Dialer(Generic[C]):
         return dial.connection
 
     def connected(self, connection: C) -> None:
-        """The peer reached us meanwhile: whoever waits for it may go on. The dial itself runs to its end, since the
-        peer may do the same, and both giving up would leave neither connection."""
+        """A connection to the peer came about, in whatever way: who waits for it may go on. The dial itself runs to its
+        end, since the peer may do the same, and both giving up would leave neither connection."""
         dial = self._dials.get(connection.peer_id)
         if dial is not None:
             dial.settle(connection)

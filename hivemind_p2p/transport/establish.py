@@ -40,8 +40,11 @@ class Establisher:
         self._transport = transport
         self._upgrader = Upgrader(identity, settings)
 
-    async def dial(self, peer_id: PeerID, maddr: Multiaddr) -> MuxedConnection:
+    async def dial(self, peer_id: PeerID, maddr: Multiaddr, *, aside: bool = False) -> MuxedConnection:
         """Connect to a peer at one address. Bound it with a cancel scope.
+
+        Args:
+            aside: leave from any free port instead of the one that we listen on.
 
         Raises:
             WrongPeer: somebody else lives there.
@@ -51,22 +54,26 @@ class Establisher:
             if self.dial_circuit is None:
                 raise TransportError("this host uses no relays")
             circuit = await self.dial_circuit(peer_id, maddr)
-            return self._wrap(await self._upgrader.outbound(circuit, peer_id), circuit, outbound=True)
-        raw = await self._transport.dial(maddr)
+            return self._wrap(await self._upgrader.outbound(circuit, peer_id), circuit)
+        if aside and isinstance(self._transport, TCPTransport):
+            raw = await self._transport.dial(maddr, from_shared_port=False)
+        else:
+            raw = await self._transport.dial(maddr)
         assert isinstance(raw, RawConnection)
         try:
             muxer = await self._upgrader.outbound(raw, peer_id)
         except WrongPeer:
             raise
         except TransportError:
-            if not isinstance(self._transport, TCPTransport):
+            if aside or not isinstance(self._transport, TCPTransport):
                 raise
             # Two peers that dial each other at one moment, from the ports that they listen on, make one connection of
-            # which both are the client. From another port it cannot happen.
+            # which both are the client. Not all settle that as we do (noise.handshake). From another port it cannot
+            # happen.
             raw = await self._transport.dial(maddr, from_shared_port=False)
             assert isinstance(raw, RawConnection)
             muxer = await self._upgrader.outbound(raw, peer_id)
-        return self._wrap(muxer, raw, outbound=True)
+        return self._wrap(muxer, raw)
 
     async def dial_back(self, peer_id: PeerID, maddr: Multiaddr) -> None:
         """Find out whether a peer is reached at an address, on a fresh connection from a port that it never dialled.
@@ -100,21 +107,22 @@ class Establisher:
                     muxer = await self._upgrader.inbound(raw)
         except trio.TooSlowError:
             raise TransportError(f"no handshake within {self._settings.handshake_timeout:g} s") from None
-        connection = self._wrap(muxer, raw, outbound=as_client)
+        connection = self._wrap(muxer, raw)
         if connection.peer_id == self._own_id or peer_id not in (None, connection.peer_id):
             await connection.aclose()
             raise WrongPeer(f"somebody else is there: {connection.peer_id}")
         return connection
 
-    def _wrap(self, muxer: Muxer, raw: RawConnection, *, outbound: bool) -> MuxedConnection:
+    def _wrap(self, muxer: Muxer, raw: RawConnection) -> MuxedConnection:
         relayed = raw if isinstance(raw, CircuitConnection) else None
         return MuxedConnection(
             muxer,
             muxer.peer_id,
             raw.remote,
-            outbound=outbound,
+            outbound=muxer.initiator,
             opened_at=trio.current_time(),
             settings=self._settings,
+            aside=raw.aside,
             relay=relayed.relay if relayed else None,
             limit=relayed.limit if relayed else None,
         )

@@ -121,7 +121,7 @@ class Host:
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
         self._dialer = Dialer(
-            self._nursery, self._book, self.settings, self._establisher.dial, self._register, interface_networks
+            self._nursery, self._book, self.settings, self._attempt, self._register, interface_networks
         )
         self._puncher = Puncher(self._nursery, self._transport, self.adopt)
         try:
@@ -212,6 +212,8 @@ class Host:
             for each in given:
                 if (problem := why_undialable(each)) is not None:
                     raise DialError(f"cannot dial {maddr}: {problem}", peer_id=peer_id.base58)
+            if circuit_of(bare) is not None:
+                self.add_addresses(peer_id, given)
             await self._running()[1].dial(peer_id, given)
         return peer_id
 
@@ -323,6 +325,12 @@ class Host:
         await listener.listen(maddr)
         self._listeners.add(listener)
 
+    async def _attempt(self, peer_id: PeerID, maddr: Multiaddr) -> MuxedConnection:
+        """Dial one address; aside if the peer announces relays, for then its address is one to be punched through to
+        (see ``punch``, 5)."""
+        punched = any(circuit_of(known) is not None for known in self._book.addresses(peer_id))
+        return await self._establisher.dial(peer_id, maddr, aside=punched)
+
     async def _accept(self, raw: RawConnection) -> None:
         """Secure one accepted connection; runs in the host's nursery."""
         stopping = self._nursery is None
@@ -355,8 +363,7 @@ class Host:
         nursery.start_soon(self._serve, connection)
         assert self._puncher is not None
         self._puncher.connected(connection)
-        if not connection.outbound:
-            dialer.connected(connection)
+        dialer.connected(connection)
 
     def _has_room(self) -> bool:
         """Whether one more connection is possible, if need be for an idle one."""

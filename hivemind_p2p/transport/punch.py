@@ -7,16 +7,24 @@ the port). Who secures it as client and who as server was agreed beforehand, whi
 2. A dial of the server may be accepted by a peer that does not know yet that both dial: what said so goes through the
    relay, and the dial does not. That peer waits for us to speak: who is silent, or only greets, is no client
    (:func:`speaks_as_client`).
-3. There is one dial per address at a time, and it is kept: a second one would find NATs that still remember the first.
-4. Several addresses may succeed at once. Only the client ends the others, or each side might keep what the other drops.
+3. All the same both may be clients: one spoke late, or a plain dial met a punch, or both sides lead a punch. Between
+   nodes of this kind the handshake settles it (``noise.handshake``).
+4. There is one dial per address at a time, and it is kept: a second one would find NATs that still remember the first.
+   When the connection that it made comes to nothing, it is made again, for as long as the punch lasts.
+5. What we dialled and gave up leaves a hole in our NAT for minutes. Through it the peer's dial gets to us, and if no
+   dial of ours meets it, our listener answers: to the NAT that belongs to no connection, the answer does not get out,
+   and the pair of addresses is of no use for as long as the NAT remembers. So dials outlast their round until the next
+   one takes them over, and plain dials of a peer that may be punched through to leave from another port.
+6. Several addresses may succeed at once. Only the client ends the others, or each side might keep what the other drops.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Protocol
 
 import trio
@@ -32,50 +40,83 @@ from hivemind_p2p.transport.tcp import TCPTransport
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
+_LINGER: Final = 2.0
+"""Seconds that dials outlast their round."""
+_PAUSE: Final = (0.02, 0.05)
+"""Seconds before an address is dialled again whose connection came to nothing."""
 _SECOND_LINE: Final = 0.05
 """Seconds after its greeting within which a client says what it wants; most say both at once."""
 
 
 class Adopt(Protocol):
-    """Secures a raw connection to a peer, as client or server, and takes it into use; raises TransportError."""
+    """Secures a raw connection to a peer, as client or server, and takes it into use; raises TransportError, and has
+    closed it then."""
 
     async def __call__(self, raw: RawConnection, peer_id: PeerID, *, as_client: bool) -> MuxedConnection: ...
 
 
 class Punch:
-    """One punch under way.
+    """Punches to one peer, round after round."""
 
-    Args:
-        is_client: what was agreed on.
-    """
-
-    def __init__(self, puncher: Puncher, peer_id: PeerID, *, is_client: bool) -> None:
+    def __init__(self, puncher: Puncher, peer_id: PeerID) -> None:
         self.peer_id = peer_id
-        self.is_client = is_client
+        self.is_client = False
+        """What was agreed on for this round."""
+        self.users = 0
+        """Rounds under way."""
         self.connection: MuxedConnection | None = None
         """The direct connection that came about, if one did."""
         self.answered = trio.Event()
         """Set when somebody answered a dial of ours."""
         self.arrived = trio.Event()
-        """Set when there is a direct connection."""
-        self.both_dial = is_client
+        """Set when there is a direct connection that came about since."""
+        self.over = False
+        """Whether nothing is dialled any more."""
+        self.both_dial = False
         """Whether the peer dials as well, or has been told to."""
         self.patience = 0.0
         """For the server: seconds to wait for the first word of a peer that answered."""
         self._puncher = puncher
-        self._dials: dict[Multiaddr, trio.CancelScope] = {}
+        self._dials: set[Multiaddr] = set()
+        self._connecting: set[trio.CancelScope] = set()
+        self._securing: set[trio.CancelScope] = set()
+
+    def begin(self, *, is_client: bool) -> None:
+        """A round begins."""
+        self.is_client = is_client
+        self.both_dial |= is_client
+        self.answered = trio.Event()
+        self.users += 1
 
     def dial(self, maddrs: Iterable[Multiaddr]) -> None:
         """Start to dial those addresses that are not being dialled yet."""
         for maddr in maddrs:
             if maddr not in self._dials:
-                scope = self._dials[maddr] = trio.CancelScope()
-                self._puncher.start(self, maddr, scope)
+                self._dials.add(maddr)
+                self._puncher.start(self, maddr)
 
     def end(self) -> None:
-        """End all dials."""
-        for scope in self._dials.values():
+        """Dial no more. Whoever answered before is still secured."""
+        self.over = True
+        for scope in list(self._connecting):
             scope.cancel()
+
+    def settle(self, connection: MuxedConnection) -> None:
+        """There is a direct connection. The client of a punch gives up all others."""
+        self.connection = connection
+        self.arrived.set()
+        if self.is_client:
+            self.end()
+            for scope in list(self._securing):
+                scope.cancel()
+
+    def connecting(self) -> AbstractContextManager[None]:
+        """A block that :meth:`end` cancels."""
+        return _cancelled_with(self._connecting)
+
+    def securing(self) -> AbstractContextManager[None]:
+        """A block that :meth:`settle` cancels, on the side of the client."""
+        return _cancelled_with(self._securing)
 
     def includes(self, ip: str) -> bool:
         """Whether the peer may come from an IP address."""
@@ -97,55 +138,88 @@ class Puncher:
         self._nursery = nursery
         self._transport = transport
         self._adopt = adopt
-        self._punches: list[Punch] = []
+        self._punches: dict[PeerID, Punch] = {}
 
     @contextmanager
     def punching(self, peer_id: PeerID, *, is_client: bool) -> Iterator[Punch]:
-        """A punch, whose dials end with the block."""
-        punch = Punch(self, peer_id, is_client=is_client)
-        self._punches.append(punch)
+        """A round of punching, whose dials end a little after the block.
+
+        Args:
+            is_client: our role, as agreed on.
+        """
+        punch = self._punches.get(peer_id)
+        if punch is None or punch.over or punch.connection is not None:
+            punch = self._punches[peer_id] = Punch(self, peer_id)
+        punch.begin(is_client=is_client)
         try:
             yield punch
         finally:
-            self._punches.remove(punch)
-            punch.end()
+            punch.users -= 1
+            if punch.over or punch.connection is not None:
+                punch.end()
+                self._forget(punch)
+            elif not punch.users:
+                self._nursery.start_soon(self._linger, punch)
 
-    def start(self, punch: Punch, maddr: Multiaddr, scope: trio.CancelScope) -> None:
-        """Dial one address of a punch, until it answers or ``scope`` is cancelled."""
-        self._nursery.start_soon(self._dial, punch, maddr, scope)
+    async def _linger(self, punch: Punch) -> None:
+        with punch.connecting():
+            await trio.sleep(_LINGER)
+        if not punch.users:
+            punch.end()
+            self._forget(punch)
+
+    def _forget(self, punch: Punch) -> None:
+        if self._punches.get(punch.peer_id) is punch:
+            del self._punches[punch.peer_id]
+
+    def start(self, punch: Punch, maddr: Multiaddr) -> None:
+        """Dial one address of a punch, until there is a connection or the punch is over."""
+        self._nursery.start_soon(self._dial, punch, maddr)
 
     def expected(self, remote: Multiaddr | None) -> PeerID | None:
         """Whom we shall be a client of if this address comes to us now; None: of nobody."""
         endpoint = endpoint_of(remote) if remote is not None else None
         if endpoint is None:
             return None
-        for punch in reversed(self._punches):
-            if punch.is_client and punch.includes(endpoint.host):
+        for punch in self._punches.values():
+            if punch.is_client and not punch.over and punch.includes(endpoint.host):
                 return punch.peer_id
         return None
 
     def connected(self, connection: MuxedConnection) -> None:
         """A connection came about, in whatever way."""
-        for punch in self._punches:
-            if connection.relay is None and punch.peer_id == connection.peer_id and punch.connection is None:
-                punch.connection = connection
-                punch.arrived.set()
-                if punch.is_client:
-                    punch.end()
+        punch = self._punches.get(connection.peer_id)
+        if punch is not None and connection.relay is None and punch.connection is None:
+            punch.settle(connection)
 
-    async def _dial(self, punch: Punch, maddr: Multiaddr, scope: trio.CancelScope) -> None:
-        try:
-            with scope:
-                raw = await self._connect(maddr)
-                punch.answered.set()
-                if punch.is_client:
-                    await self._adopt(raw, punch.peer_id, as_client=True)
-            if punch.is_client or scope.cancelled_caught:
+    async def _dial(self, punch: Punch, maddr: Multiaddr) -> None:
+        while not punch.over:
+            raw: RawConnection | None = None
+            try:
+                with punch.connecting():
+                    raw = await self._connect(maddr)
+                if raw is not None:
+                    punch.answered.set()
+                    await self._secure(punch, raw)
                 return
-            as_client = not punch.both_dial or not await speaks_as_client(raw, punch.patience)
+            except TransportError as error:
+                logger.debug("a punch to %s at %s came to nothing: %s", punch.peer_id, maddr, error)
+                if raw is None:
+                    return
+            with punch.connecting():
+                await trio.sleep(random.uniform(*_PAUSE))
+
+    async def _secure(self, punch: Punch, raw: RawConnection) -> None:
+        if punch.is_client:
+            with punch.securing():
+                await self._adopt(raw, punch.peer_id, as_client=True)
+        else:
+            try:
+                as_client = not punch.both_dial or not await speaks_as_client(raw, punch.patience)
+            except BaseException:
+                await raw.close()
+                raise
             await self._adopt(raw, punch.peer_id, as_client=as_client)
-        except TransportError as error:
-            logger.debug("a punch to %s at %s came to nothing: %s", punch.peer_id, maddr, error)
 
     async def _connect(self, maddr: Multiaddr) -> RawConnection:
         if isinstance(self._transport, TCPTransport):
@@ -156,6 +230,16 @@ class Puncher:
 
     def __repr__(self) -> str:
         return f"<Puncher, {len(self._punches)} punches under way>"
+
+
+@contextmanager
+def _cancelled_with(scopes: set[trio.CancelScope]) -> Iterator[None]:
+    with trio.CancelScope() as scope:
+        scopes.add(scope)
+        try:
+            yield
+        finally:
+            scopes.discard(scope)
 
 
 async def speaks_as_client(raw: RawConnection, patience: float) -> bool:

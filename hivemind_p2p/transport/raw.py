@@ -7,6 +7,9 @@ cannot.
 
 from __future__ import annotations
 
+import socket
+import struct
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -18,6 +21,7 @@ from multiaddr import Multiaddr
 from hivemind_p2p.transport.addresses import endpoint_of
 
 _CHUNK: Final = 128 * 1024
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 _LARGEST_READ: Final = 1 << 20  # Noise messages end at 64 KiB: no honest peer makes us collect more
 
 
@@ -34,6 +38,8 @@ class RawConnection(IRawConnection):
         self.stream = stream
         self.remote = remote
         self.is_initiator = initiator
+        self.aside = False
+        """Whether we dialled from another port than the one that we listen on."""
         self._buffer = bytearray()
 
     async def read(self, n: int | None = None) -> bytes:
@@ -88,6 +94,14 @@ class RawConnection(IRawConnection):
     send_all = write
 
     async def close(self) -> None:
+        """Give the connection up: a socket is reset.
+
+        One that is closed in the ordinary way keeps its pair of addresses for a minute (TIME_WAIT), and who dials from
+        the port that it listens on has no other pair to try again with.
+        """
+        if isinstance(self.stream, trio.SocketStream):
+            with suppress(OSError, trio.ClosedResourceError):
+                self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         await trio.aclose_forcefully(self.stream)
 
     def get_remote_address(self) -> tuple[str, int] | None:

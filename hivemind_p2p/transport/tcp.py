@@ -22,9 +22,10 @@ from multiaddr import Multiaddr
 from hivemind_p2p.errors import ListenError, TransportError
 from hivemind_p2p.transport.addresses import Endpoint, endpoint_of, maddr_of, split_peer
 from hivemind_p2p.transport.raw import RawConnection
-from hivemind_p2p.transport.shared_port import SharedPort, bare_socket
+from hivemind_p2p.transport.shared_port import CAN_SHARE, SharedPort, bare_socket
 
 _BACKLOG: Final = 1024
+_SYN_ACKS: Final = 2
 _PUNCH_PAUSE: Final = (0.02, 0.05)
 _SOURCE_FAILED: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EINVAL, errno.EACCES})
 _PUNCH_AGAIN: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EADDRNOTAVAIL, errno.EADDRINUSE})
@@ -86,7 +87,9 @@ class TCPTransport(ITransport):
                 if error.errno not in _SOURCE_FAILED:
                     raise
         # That pair of addresses is in use (a connection that ended just now), or the source cannot reach the target.
-        return await _connected(bare_socket(family), target)
+        raw = await _connected(bare_socket(family), target)
+        raw.aside = CAN_SHARE
+        return raw
 
     def close(self) -> None:
         """Give up the port that dials left from, where nothing listened on it."""
@@ -193,6 +196,8 @@ async def _bind(endpoint: Endpoint, shared_port: SharedPort) -> trio.SocketListe
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         await sock.bind((endpoint.host, endpoint.port))
         shared_port.listen(sock)
+        if hasattr(socket, "TCP_SYNCNT"):  # who dials repeats its SYN; half-open, its address cannot be dialled by us
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, _SYN_ACKS)
         sock.listen(_BACKLOG)
     except BaseException:
         sock.close()

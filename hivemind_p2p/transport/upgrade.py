@@ -45,8 +45,11 @@ class Upgrader:
         """
         try:
             await negotiate.ask(raw, NOISE)
-            channel = await self._noise.outbound(raw, peer_id)
-            await negotiate.ask(channel, YAMUX)
+            channel, initiator = await self._noise.outbound(raw, peer_id)
+            if initiator:
+                await negotiate.ask(channel, YAMUX)
+            else:  # both dialled, see noise.handshake
+                await negotiate.answer(channel, (YAMUX,))
         except PeerIDMismatchesPubkey as error:
             await raw.close()
             other = str(error).rpartition("=")[2]
@@ -55,9 +58,9 @@ class Upgrader:
             await raw.close()
             raise _failure(error) from error
         except BaseException:
-            await trio.aclose_forcefully(raw.stream)
+            await raw.close()
             raise
-        return YamuxMuxer(channel, peer_id, initiator=True, settings=self._settings)
+        return YamuxMuxer(channel, peer_id, initiator=initiator, settings=self._settings)
 
     async def authenticate(self, raw: RawConnection, peer_id: PeerID) -> None:
         """Find out whether a peer lives at the other end of a connection that we dialled, and close it.
@@ -89,7 +92,7 @@ class Upgrader:
             await raw.close()
             raise _failure(error) from error
         except BaseException:
-            await trio.aclose_forcefully(raw.stream)
+            await raw.close()
             raise
         return YamuxMuxer(channel, peer_id, initiator=False, settings=self._settings)
 
@@ -107,4 +110,4 @@ def libp2p_key_pair(identity: Identity) -> KeyPair:
 def _failure(error: Exception) -> TransportError:
     if isinstance(error, TransportError):
         return error
-    return TransportError(f"the handshake failed: {error or type(error).__name__}")
+    return TransportError(f"the handshake failed: {str(error) or type(error).__name__}")

@@ -3,13 +3,21 @@
 libp2p does what proves who is who (the XX handshake and the identity keys signed in it). What it leaves are two keys
 and, in the raw connection, the bytes that came behind the handshake; a :class:`~.channel.SecureChannel` goes on from
 there.
+
+Two peers that dial each other at one moment, from the ports that they listen on, get one TCP connection, of which both
+are the client (a simultaneous open, which hole punching is made of). Each finds out by what it reads first: the first
+message of an initiator has 32 bytes, that of a responder many more. Then the peer with the smaller id stays the
+initiator, and ignores what came; the other one answers it.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
 from libp2p.peer.id import ID
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.noise.io import NoiseTransportReadWriter
 from libp2p.security.noise.transport import PROTOCOL_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -21,6 +29,8 @@ from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.wire.peer_id import PeerID
 
 __all__ = ["PROTOCOL_ID", "Noise"]
+_FIRST_WORD: Final = 32
+"""Bytes of an initiator's first message: its ephemeral key."""
 
 
 class Noise:
@@ -28,15 +38,50 @@ class Noise:
 
     def __init__(self, key_pair: KeyPair) -> None:
         self._transport = NoiseTransport(key_pair, x25519_key_pair().private_key)
+        self._own_id = PeerID(ID.from_pubkey(key_pair.public_key).to_bytes())
 
-    async def outbound(self, raw: RawConnection, peer_id: PeerID) -> SecureChannel:
-        """Secure a connection that we dialled, to ``peer_id`` and nobody else."""
-        return _channel(raw, await self._transport.secure_outbound(raw, ID(peer_id.to_bytes())))
+    async def outbound(self, raw: RawConnection, peer_id: PeerID) -> tuple[SecureChannel, bool]:
+        """Secure a connection that we dialled, to ``peer_id`` and nobody else; whether we stayed the initiator."""
+        initiator = _Initiator(raw, gives_way=peer_id < self._own_id)
+        try:
+            return _channel(raw, await self._transport.secure_outbound(initiator, ID(peer_id.to_bytes()))), True
+        except _BothInitiate:
+            channel, other = await self.inbound(raw)
+        if other != peer_id:
+            raise PeerIDMismatchesPubkey(f"remote_peer_id_from_pubkey={other}")
+        return channel, False
 
     async def inbound(self, raw: RawConnection) -> tuple[SecureChannel, PeerID]:
         """Secure a connection that we accepted; who proved to be at the other end."""
         session = await self._transport.secure_inbound(raw)
         return _channel(raw, session), PeerID(session.get_remote_peer().to_bytes())
+
+
+class _BothInitiate(Exception):
+    """The other side is an initiator too, and has the smaller id."""
+
+
+class _Initiator(RawConnection):
+    """A raw connection for the handshake of an initiator, which finds out whether the other side is one as well."""
+
+    def __init__(self, raw: RawConnection, *, gives_way: bool) -> None:
+        super().__init__(raw.stream, raw.remote, initiator=True)
+        self._raw = raw
+        self._gives_way = gives_way
+        self._has_read = False
+
+    async def read(self, n: int | None = None) -> bytes:
+        if self._has_read:
+            return await self._raw.read(n)
+        self._has_read = True
+        length = await self._raw.read(2)
+        if int.from_bytes(length) == _FIRST_WORD:
+            if self._gives_way:
+                self._raw.unread(length)
+                raise _BothInitiate
+            await self._raw.read(_FIRST_WORD)
+            return await self._raw.read(n)
+        return length
 
 
 def _channel(raw: RawConnection, session: object) -> SecureChannel:

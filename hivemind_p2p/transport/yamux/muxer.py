@@ -48,13 +48,14 @@ class YamuxMuxer(Muxer):
     Args:
         channel: owned by this muxer.
         peer_id: who is at the other end.
-        initiator: whether we dialled.
+        initiator: whether we were the client of the handshake.
     """
 
     def __init__(
         self, channel: SecureChannel, peer_id: PeerID, *, initiator: bool, settings: TransportSettings
     ) -> None:
         self.peer_id = peer_id
+        self.initiator = initiator
         self.session = Session(
             initiator=initiator,
             max_inbound=settings.max_streams_in,

@@ -25,6 +25,10 @@ KINDS = (
 )
 _SYMMETRIC = {"symmetric", "cgnat-symmetric"}
 _CLOSED = {"firewalled", "port-restricted", "udp-blocked", "cgnat"} | _SYMMETRIC
+_NEVER: float = 3.5
+"""Seconds for which a cell stays relayed that the network forbids to be direct."""
+_PATIENCE: float = 40.0
+"""Seconds that a direct connection may take where it is possible: on busy cores it may take long, but it must come."""
 _numbers = itertools.count()
 
 
@@ -73,7 +77,7 @@ def run_cell(one: str, other: str, *, delay_ms: float = 10, dht: bool = True) ->
         delay_ms: one way, of each access link; a path has two.
         dht: whole nodes, which may meet in the DHT before the dial; without, the time is that of the dial alone.
     """
-    patience = 8.0 if can_be_direct(one, other) else 3.5
+    patience = _PATIENCE if can_be_direct(one, other) else _NEVER
     settings = {"nat.punch_window": 1.5, "nat.punch_rounds": 2} if not can_be_direct(one, other) else {}
     with Lab(f"c{os.getpid()}-{next(_numbers)}", delay_ms=delay_ms) as lab, peers() as start:
         try:
