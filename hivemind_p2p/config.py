@@ -112,6 +112,10 @@ class NATSettings:
     """How long after rounds that failed they are tried again; doubles each time, up to an hour."""
     max_punches: int = 32
     """Hole punches under way at once; others wait, or are refused when peers ask for them."""
+    port_mapping: bool = True
+    """Ask the router of a NAT in front of us to forward our port (NAT-PMP, UPnP)."""
+    port_mapping_lease: float = 3600.0
+    """How long a router is asked to forward it, if it is not asked again; it is, three times as often."""
     autonat: bool = True
     """Ask peers to dial us back, so that we know whether they can, and do so for them."""
     autonat_timeout: float = 5.0

@@ -49,6 +49,8 @@ class AutoNAT:
         self.reachability = Reachability(max_age=2 * settings.autonat_interval)
         self.tried = trio.Event()
         """Set once a peer has tried to dial us back."""
+        self.mapped: Sequence[Multiaddr] = ()
+        """Addresses of routers that forward them to us."""
         self._host = host
         self._settings = settings
         self._changed = changed
@@ -92,6 +94,10 @@ class AutoNAT:
             self.tried.set()
             self._changed()
 
+    def ask_anew(self) -> None:
+        """Our addresses changed: whoever is asked next may have been asked before."""
+        self._asked.clear()
+
     def forget(self) -> None:
         """The network changed: ask anew, about everything."""
         self.reachability.forget()
@@ -104,7 +110,8 @@ class AutoNAT:
             return []
         ports = {each.port for maddr in self._host.listen_maddrs if (each := endpoint_of(maddr)) is not None}
         listening = [maddr_of(endpoint.host, port) for port in sorted(ports)]
-        announced = [maddr for maddr in self._host.announce_maddrs if _same_ip(maddr, endpoint)]
+        forwarded = [*self.mapped, *self._host.announce_maddrs]
+        announced = [maddr for maddr in forwarded if _same_ip(maddr, endpoint)]
         return list(dict.fromkeys([*announced, *listening]))[:_MOST_DIALS]
 
     async def _ask_about(self, connection: MuxedConnection, maddr: Multiaddr) -> bool | None:

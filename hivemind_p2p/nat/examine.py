@@ -47,6 +47,8 @@ async def examine(host: Host, nat: NAT) -> Facts:
         relays=tuple(RelayInUse(relay.base58, tuple(map(str, it.maddrs))) for relay, it in nat.keeper.held.items()),
         relays_wanted=nat.keeper.wanted,
         is_relay=nat.service.serving,
+        port_mapping=nat.mapping.state,
+        mapped=str(nat.mapping.held.maddr) if nat.mapping.held is not None else "",
         ipv6=tuple(ip for ip in interface_ips() if ":" in ip and ipaddress.ip_address(ip).is_global),
         shares_port=CAN_SHARE,
     )

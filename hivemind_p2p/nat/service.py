@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from ipaddress import IPv4Address
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import trio
 from multiaddr import Multiaddr
@@ -19,11 +20,12 @@ from hivemind_p2p.nat.examine import examine
 from hivemind_p2p.nat.facts import Facts
 from hivemind_p2p.nat.hole_punching import HolePuncher
 from hivemind_p2p.nat.observed import ObservedAddresses
+from hivemind_p2p.nat.port_mapping import PortMapping
 from hivemind_p2p.nat.reachability import Verdict
 from hivemind_p2p.nat.relay_client import RelayClient
 from hivemind_p2p.nat.relay_keeper import RelayKeeper
 from hivemind_p2p.nat.relay_service import RelayService
-from hivemind_p2p.transport.addresses import circuit_of, split_peer
+from hivemind_p2p.transport.addresses import circuit_of, endpoint_of, is_public, split_peer
 from hivemind_p2p.wire.peer_id import PeerID
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from hivemind_p2p.transport.host import Host
 
 logger = logging.getLogger(__name__)
+_ALONE: Final = 5.0
+"""Seconds after which a node without initial peers asks its router for a port."""
 
 
 class NAT:
@@ -56,6 +60,7 @@ class NAT:
         self.keeper = RelayKeeper(host, self.client, self.settings, self._announce)
         self.puncher = HolePuncher(host, self.settings, self._offer)
         self.autonat = AutoNAT(host, self.settings, self._decide)
+        self.mapping = PortMapping(self.settings, self._private_listener, self._mapping_changed)
         self._host = host
         self._watched: set[MuxedConnection] = set()
         self._initial_peers = [split_peer(maddr) for maddr in initial_peers]
@@ -73,6 +78,10 @@ class NAT:
             self.puncher.start()
         self._decide()
         self._nursery.start_soon(self.keeper.run)
+        if self.settings.port_mapping and self._private_listener() is not None:
+            self._nursery.start_soon(self.mapping.run)
+            if not self._initial_peers:
+                self._nursery.start_soon(self._map_unasked)
         if self.settings.autonat:
             self.autonat.start()
             self._nursery.start_soon(self.autonat.run)
@@ -90,6 +99,7 @@ class NAT:
         self.service.stop()
         self._nursery.cancel_scope.cancel()
         self._nursery = None
+        await self.mapping.withdraw()
         if error is None or isinstance(error, Exception):
             # The caller's own exception passes by the nursery, which would wrap it in a group.
             await self._nursery_manager.__aexit__(None, None, None)
@@ -134,6 +144,8 @@ class NAT:
             is_new = self.observed.add(connection.peer_id, said.observed, trio.current_time(), dialled)
             if is_new and len(self.observed.ips(trio.current_time())) > 1:
                 self.autonat.forget()  # the network changed, or we have several ways out
+            if is_public(said.observed) and not self._is_own(said.observed):
+                self.mapping.needed.set()
         if self.settings.autonat:
             self._nursery.start_soon(self.autonat.ask, connection)
         self.keeper.met(connection)
@@ -154,10 +166,10 @@ class NAT:
     @property
     def reachable_maddrs(self) -> Sequence[Multiaddr]:
         """Addresses of ours that stay, and that a peer reached on a fresh connection: where we listen ourselves, and
-        what the user has us announce, since a router forwards it."""
+        what a router forwards, as it says or as the user does by having us announce it."""
         now = trio.current_time()
         verdict = self.autonat.reachability.verdict
-        lasting = [*self._host.listen_maddrs, *self._host.announce_maddrs]
+        lasting = [*self._host.listen_maddrs, *self.autonat.mapped, *self._host.announce_maddrs]
         return [maddr for maddr in dict.fromkeys(lasting) if verdict(maddr, now) is Verdict.REACHABLE]
 
     def _decide(self) -> None:
@@ -180,10 +192,42 @@ class NAT:
 
     def _announce(self) -> None:
         """Tell others where we are reached now."""
-        self._host.set_extra_maddrs(self.keeper.maddrs)
+        self._host.set_extra_maddrs([*self.autonat.mapped, *self.keeper.maddrs])
+
+    def _private_listener(self) -> tuple[str, int] | None:
+        """Where we listen behind a NAT, if there is one: a private IPv4 address of this machine."""
+        for maddr in self._host.listen_maddrs:
+            endpoint = endpoint_of(maddr)
+            ip = endpoint.ip if endpoint is not None else None
+            if endpoint is not None and isinstance(ip, IPv4Address) and not (ip.is_global or ip.is_loopback):
+                return endpoint.host, endpoint.port
+        return None
+
+    def _is_own(self, maddr: Multiaddr) -> bool:
+        endpoint = endpoint_of(maddr)
+        own = (endpoint_of(each) for each in self._host.listen_maddrs)
+        return endpoint is not None and any(each is not None and each.host == endpoint.host for each in own)
+
+    async def _map_unasked(self) -> None:
+        """The first node of a swarm has nobody to tell it that there is a NAT."""
+        await trio.sleep(_ALONE)
+        if not any(is_public(maddr) for maddr in self._host.listen_maddrs):
+            self.mapping.needed.set()
+
+    def _mapping_changed(self) -> None:
+        held = self.mapping.held
+        self.autonat.mapped = () if held is None else (held.maddr,)
+        self._announce()
+        self._decide()
+        if self._nursery is not None and self.settings.autonat:
+            self.autonat.ask_anew()
+            for connection in self._host.connections():
+                if connection.relay is None:
+                    self._nursery.start_soon(self.autonat.ask, connection)
 
     def _offer(self) -> list[Multiaddr]:
-        return punch_targets.offer(self._host.listen_maddrs, self.observed.maddrs(trio.current_time()))
+        seen = self.observed.maddrs(trio.current_time())
+        return punch_targets.offer(self._host.listen_maddrs, [*self.autonat.mapped, *seen])
 
     def __repr__(self) -> str:
         return f"<NAT, {len(self.keeper.held)} relays, {self.service!r}, {self.puncher!r}>"

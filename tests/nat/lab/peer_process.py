@@ -40,7 +40,8 @@ def main(pipe: Pipe, ns: str, options: dict[str, Any]) -> None:
 
 
 async def _serve(pipe: Pipe, options: dict[str, Any]) -> None:
-    settings = load_settings(options.pop("settings", {}), environ={})
+    # Routers are asked for a port only where a test is about that.
+    settings = load_settings({"nat.port_mapping": False, **options.pop("settings", {})}, environ={})
     try:
         async with (Node if options.pop("dht", True) else _bare)(settings=settings, **options) as node:
             node.set_stream_handler(ECHO, _echo)
@@ -143,6 +144,23 @@ class Commands:
         with trio.fail_after(40):
             await self.node.nat.autonat.tried.wait()
         return health_as_json(*await self.node.diagnose())
+
+    async def until_mapped(self, seconds: float) -> tuple[str, list[str]]:
+        """Wait until a router forwards our port and a peer got in there; what is said of it, and where that is."""
+        nat = self.node.nat
+        with trio.fail_after(seconds):
+            while True:
+                if nat.mapping.held is not None and nat.mapping.held.maddr in nat.reachable_maddrs:
+                    return nat.mapping.state, [str(maddr) for maddr in nat.reachable_maddrs]
+                await trio.sleep(0.02)
+
+    async def until_router_answered(self, seconds: float) -> str:
+        """Wait until it is known what becomes of asking the router for a port; what is said of it."""
+        with trio.fail_after(seconds):
+            while True:
+                if self.node.nat.mapping.state:
+                    return str(self.node.nat.mapping.state)
+                await trio.sleep(0.02)
 
     async def sources(self) -> list[str]:
         """Where the direct connections that others dialled come from."""

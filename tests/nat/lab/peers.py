@@ -70,6 +70,11 @@ class Peer:
             raise PeerFailed(f"{self.host.name}: {answer}")
         return answer
 
+    def stop(self) -> None:
+        """End the node cleanly."""
+        self._pipe.close()
+        self._process.join(PATIENCE)
+
     def kill(self) -> None:
         """End the process without warning."""
         self._process.kill()
