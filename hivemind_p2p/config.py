@@ -63,9 +63,10 @@ class TransportSettings:
     keepalive_timeout: float = 10.0
     """How long it may take to answer. A dead peer is noticed within both together."""
     max_streams_out: int = 256
-    """Streams that we hold open on one connection; opening more waits. Other implementations refuse more than that."""
+    """Streams that we hold open on one connection; opening more waits. Other implementations refuse more than that;
+    between nodes of yours it may be thousands, if ``max_streams_in`` of the other side allows them."""
     max_streams_in: int = 256
-    """Streams that a peer may hold open to us on one connection; more are reset."""
+    """Streams that a peer may hold open to us on one connection; more are reset. An idle one costs about 7 KiB."""
     accept_backlog: int = 256
     """Streams that a peer opened and nobody has accepted yet; more are reset."""
     max_receive_window: int = 16 * 2**20
@@ -73,8 +74,8 @@ class TransportSettings:
     A stream cannot be faster than one window per round trip."""
     max_unread: int = 64 * 2**20
     """Bytes that one connection makes us hold unread, on all its streams. Windows grow within it; a stream that gets
-    more all the same is reset. A peer may fill 256 KiB on each of its streams whatever we say: ``max_streams_in`` and
-    ``max_streams_out`` together should not make more than this of it."""
+    more all the same is reset. A peer may fill 256 KiB on each of its streams whatever we say, so that more than
+    ``max_unread`` / 256 KiB streams (``max_streams_in``) may get there without anybody being hostile."""
     quiet_libp2p: bool = True
     """Set the level of the ``libp2p`` logger to CRITICAL when a host starts, unless the program has set one: libp2p
     logs as errors what is daily life in a swarm (a peer that went away), and we report failures ourselves."""

@@ -144,7 +144,7 @@ async def test_streams_of_one_peer_are_bounded():
         assert await roundtrip(client, server) == b"ping"
 
 
-async def test_opening_more_streams_than_we_may_hold_waits_for_one_to_close():
+async def test_opening_more_streams_than_we_may_hold_waits_for_one_to_close(caplog):
     async with two_hosts(TransportSettings(max_streams_out=2)) as (server, client):
         await client.connect(server.visible_maddrs[0])
         await trio.testing.wait_all_tasks_blocked(0.05)  # identify has used a stream and let it go
@@ -152,6 +152,7 @@ async def test_opening_more_streams_than_we_may_hold_waits_for_one_to_close():
         with trio.move_on_after(0.05) as scope:
             await client.open_stream(server.peer_id, ECHO)
         assert scope.cancelled_caught
+        assert "max_streams_out" in caplog.text
         await held[0].aclose()
         with trio.fail_after(5):
             assert await roundtrip(client, server) == b"ping"

@@ -80,6 +80,7 @@ class YamuxMuxer(Muxer):
         self._closing = False
         self._lost: str | None = None
         self._write_failure: str | None = None
+        self._warned: set[str] = set()
 
     @property
     def closed(self) -> bool:
@@ -116,6 +117,11 @@ class YamuxMuxer(Muxer):
                 raise ConnectionLost(f"the connection to {self.peer_id} takes no new streams; call again to dial")
             if self._outbound < self._settings.max_streams_out:
                 break
+            self._warn(
+                "%d streams to %s are open: the next one waits for one of them to end (max_streams_out)",
+                self._outbound,
+                self.peer_id,
+            )
             await self._slot_free.park()
         self._outbound += 1
         stream = self._add(self.session.open_stream(trio.current_time()))
@@ -243,19 +249,25 @@ class YamuxMuxer(Muxer):
                     stream.peer_finished()
             case StreamOverflowed(state):
                 limit = self._settings.max_unread
-                logger.warning("%s sent more than is read: %d bytes were held; a stream was reset", self.peer_id, limit)
+                self._warn("%s sent more than is read: %d bytes were held; a stream was reset", self.peer_id, limit)
                 if (stream := self._streams.get(state.id)) is not None:
                     stream.overflowed()
             case StreamRefused():
-                logger.warning("%s opens more streams than it may (max_streams_in)", self.peer_id)
+                self._warn("%s opens more streams than it may (max_streams_in)", self.peer_id)
 
     def _accept(self, state: StreamState) -> None:
         if len(self._accepted) >= self._settings.accept_backlog:
-            logger.warning("%s opens streams faster than they are accepted (accept_backlog)", self.peer_id)
+            self._warn("%s opens streams faster than they are accepted (accept_backlog)", self.peer_id)
             self.session.reset(state)
             return
         self._accepted.append(self._add(state))
         self._arrival.unpark()
+
+    def _warn(self, message: str, *arguments: object) -> None:
+        """Warn once: what a peer can do again and again must not fill a disk."""
+        level = logging.DEBUG if message in self._warned else logging.WARNING
+        self._warned.add(message)
+        logger.log(level, message, *arguments)
 
     async def _pump(self) -> None:
         while True:

@@ -252,7 +252,9 @@ class Session:
             self._fail(f"it opened stream {stream_id}, an id that is ours to use", events)
         elif stream_id in self._streams:
             self._fail(f"it opened stream {stream_id} twice", events)
-        elif self.inbound_count >= self._max_inbound or self.going_away:
+        elif self.going_away:
+            self._reply(frame(frames.WINDOW_UPDATE, RST, stream_id, 0), events)
+        elif self.inbound_count >= self._max_inbound:
             self._reply(frame(frames.WINDOW_UPDATE, RST, stream_id, 0), events)
             if not self.failed:
                 events.append(StreamRefused(stream_id))

@@ -58,7 +58,15 @@ async def test_a_flood_of_streams_is_refused_beyond_the_limit(autojump_clock, ca
         heard = await peer.hear(490)
         assert set(heard) == {(WINDOW_UPDATE, RST, 2 * number + 1, 0) for number in range(10, 500)}
         assert muxer.stream_count == 10
-        assert "max_streams_in" in caplog.text
+        assert caplog.text.count("max_streams_in") == 1
+
+
+async def test_what_a_peer_opens_while_we_close_is_refused_without_a_word(autojump_clock, caplog):
+    async with against() as (muxer, peer):
+        muxer.session.go_away()
+        await peer.say(*(frame(DATA, SYN, 2 * number + 1, 0) for number in range(3)))
+        assert (await peer.hear(4))[1:] == [(WINDOW_UPDATE, RST, 2 * number + 1, 0) for number in range(3)]
+        assert not caplog.records
 
 
 async def test_streams_that_nobody_accepts_are_refused_beyond_the_backlog(autojump_clock, caplog):

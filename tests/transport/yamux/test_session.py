@@ -231,7 +231,8 @@ def test_after_go_away_what_is_open_goes_on_and_nothing_is_opened():
     assert one.exhausted
     with pytest.raises(RuntimeError):
         one.open_stream(0)
-    assert merged(feed(one, frame(DATA, SYN, 3, 0))) == [(StreamRefused, 3)]
+    assert feed(one, frame(DATA, SYN, 3, 0)) == []
+    assert parse(output(one)) == [(WINDOW_UPDATE, RST, 3, 0)]
     assert one.send(stream, memoryview(b"x")) == 1
     assert merged(feed(one, frame(DATA, 0, 1, 1) + b"y")) == [(DataReceived, 1, b"y")]
 
