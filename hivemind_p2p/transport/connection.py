@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -66,6 +67,7 @@ class MuxedConnection(KeptConnection):
         self._muxer = muxer
         self._settings = settings
         self._serving = 0
+        self._warned = False
         self._known = {IDENTIFY}
         """Protocols that the peer speaks; who does not speak this one says so as soon as it is asked."""
         self._unheard: set[NegotiatedStream] = set()
@@ -129,23 +131,24 @@ class MuxedConnection(KeptConnection):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._muxer.run)
             nursery.start_soon(self._announce_unused)
-            while True:
-                try:
-                    stream = await self._muxer.accept_stream()
-                except ConnectionLost:
-                    break
-                self.used_at = trio.current_time()
-                if self._serving >= _HANDLERS_PER_STREAM * self._settings.max_streams_in:
-                    logger.warning(
-                        "%s resets its streams faster than their %d handlers end; one was refused",
-                        self.peer_id,
-                        self._serving,
-                    )
-                    await stream.reset()
-                else:
-                    self._serving += 1
-                    nursery.start_soon(self._serve_stream, stream, handlers)
+            with suppress(ConnectionLost):
+                while True:
+                    await self._take(await self._muxer.accept_stream(), handlers, nursery)
             nursery.cancel_scope.cancel()
+
+    async def _take(self, stream: MuxedStream, handlers: Mapping[str, StreamHandler], nursery: trio.Nursery) -> None:
+        """Let a stream of the peer be served."""
+        self.used_at = trio.current_time()
+        if self._serving < _HANDLERS_PER_STREAM * self._settings.max_streams_in:
+            self._serving += 1
+            nursery.start_soon(self._serve_stream, stream, handlers)
+            return
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s resets its streams faster than their %d handlers end; some are refused", self.peer_id, self._serving
+            )
+        await stream.reset()
 
     async def _announce_unused(self) -> None:
         """Let the peer hear of streams that were opened and not used at once: it may be the one to speak first."""
@@ -153,8 +156,8 @@ class MuxedConnection(KeptConnection):
             await self._opened.wait()
             await trio.sleep(_UNUSED)
             self._opened = trio.Event()
-            for stream in list(self._unheard):
-                stream.announce()
+            while self._unheard:
+                self._unheard.pop().announce()
 
     async def _serve_stream(self, inner: MuxedStream, handlers: Mapping[str, StreamHandler]) -> None:
         async def serve(_: Stream) -> None:

@@ -185,7 +185,7 @@ class Dialer(Generic[C]):
             self._book.forget(peer_id, maddr)
             reason = str(error)
         except TransportError as error:
-            reason = str(error)
+            reason = str(error) or type(error).__name__
         if reason:
             dial.attempts[number] = (str(maddr), reason)
             self._book.failed(peer_id, maddr, reason, trio.current_time())

@@ -91,7 +91,7 @@ class SecureChannel:
         try:
             sent = self._link.send_now(sealed)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionLost(str(error)) from None
+            raise _lost(error) from None
         if sent == size:
             _give_back(buffer)
         else:
@@ -106,7 +106,7 @@ class SecureChannel:
         try:
             sent = await self._link.send_some(self._pending)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionLost(str(error)) from None
+            raise _lost(error) from None
         self._pending = self._pending[sent:]
         if not self._pending and self._pending_buffer is not None:
             _give_back(self._pending_buffer)
@@ -146,13 +146,17 @@ class SecureChannel:
         try:
             data = await self._link.receive(self._rest)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionLost(str(error.__cause__ or error)) from None
+            raise _lost(error) from None
         if len(data) == len(self._rest):
             raise ConnectionLost("the peer closed it" + (" in the middle of a message" if self._rest else ""))
         return data
 
     def __repr__(self) -> str:
         return f"<SecureChannel over {self._link!r}, {len(self._pending)} bytes pending>"
+
+
+def _lost(error: trio.BrokenResourceError | trio.ClosedResourceError) -> ConnectionLost:
+    return ConnectionLost(str(error.__cause__ or error) or "it broke")
 
 
 def _take_buffer(size: int) -> memoryview:
