@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from hivemind_p2p.transport.yamux.session import StreamState
+    from hivemind_p2p.transport.yamux.stream_state import StreamState
 
 
 class StreamOpened(NamedTuple):

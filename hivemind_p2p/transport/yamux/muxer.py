@@ -34,8 +34,9 @@ from hivemind_p2p.transport.yamux.events import (
     StreamRefused,
     WindowOpened,
 )
-from hivemind_p2p.transport.yamux.session import Session, StreamState
+from hivemind_p2p.transport.yamux.session import Session
 from hivemind_p2p.transport.yamux.stream import YamuxStream
+from hivemind_p2p.transport.yamux.stream_state import StreamState
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)

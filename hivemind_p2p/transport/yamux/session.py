@@ -18,7 +18,10 @@ The rules, which are those of https://github.com/hashicorp/yamux/blob/master/spe
    taking any breaks the protocol.
 9. After go-away no stream is opened; those that are open go on.
 10. A peer that broke the protocol is told so by a go-away with the code for it, and is not listened to any more.
-11. How the bytes are cut into pieces changes nothing but where ``DataReceived`` events are cut.
+11. A stream that we are done with is ended, not reset, and what still comes for it is dropped: some peers (js-libp2p)
+    forget what they have not read yet when they see RST. It is reset only if more than ``_MOST_DROPPED`` bytes are
+    dropped, before the peer waits for its window, or if the peer has left ``_MOST_CLOSED`` others open since.
+12. How the bytes are cut into pieces changes nothing but where ``DataReceived`` events are cut.
 """
 
 from __future__ import annotations
@@ -41,35 +44,13 @@ from hivemind_p2p.transport.yamux.events import (
     WindowOpened,
 )
 from hivemind_p2p.transport.yamux.frames import ACK, FIN, HEADER, HEADER_SIZE, INITIAL_WINDOW, RST, SYN, frame
+from hivemind_p2p.transport.yamux.stream_state import StreamState
 from hivemind_p2p.transport.yamux.windows import ReceiveWindow, WindowBudget
 
 Buffer = bytes | bytearray | memoryview
 _MOST_REPLIES: Final = 1024
-
-
-class StreamState:
-    """One stream, as the session knows it. Read its fields; the session alone writes them."""
-
-    __slots__ = ("ended", "id", "open", "opening", "outbound", "receive_window", "remote_ended", "send_window")
-
-    def __init__(self, stream_id: int, *, outbound: bool, receive_window: ReceiveWindow) -> None:
-        self.id = stream_id
-        self.outbound = outbound
-        self.opening = SYN if outbound else ACK
-        """What the first frame that we send must carry; 0 once it was sent."""
-        self.send_window = INITIAL_WINDOW
-        """Bytes that we may send now."""
-        self.receive_window = receive_window
-        self.open = True
-        """Whether the session still knows it: neither reset nor ended on both sides."""
-        self.ended = False
-        """Whether we have ended our half."""
-        self.remote_ended = False
-        """Whether the peer has ended its half."""
-
-    def __repr__(self) -> str:
-        state = "open" if self.open else "closed"
-        return f"<StreamState {self.id}, {state}, may send {self.send_window}, holds {self.receive_window.held}>"
+_MOST_CLOSED: Final = 256
+_MOST_DROPPED: Final = INITIAL_WINDOW // 2
 
 
 class Session:
@@ -88,10 +69,12 @@ class Session:
         """Whether either side said go-away, or the session failed: no stream can be opened."""
         self.failed = False
         self.inbound_count = 0
-        """Streams of the peer that are open."""
+        """Streams of the peer that are open, without those that we are done with."""
         self._max_inbound = max_inbound
         self._next_id = 1 if initiator else 2
         self._streams: dict[int, StreamState] = {}
+        self._closed: dict[int, StreamState] = {}
+        """Those that we are done with and the peer is not, the oldest first."""
         self._output: list[Buffer] = []
         self._replies = 0
         self._ping: tuple[int, float] | None = None
@@ -153,6 +136,24 @@ class Session:
             self._output.append(frame(frames.WINDOW_UPDATE, FIN | self._opening(stream), stream.id, 0))
             stream.ended = True
             self._forget_if_over(stream)
+
+    def close(self, stream: StreamState) -> None:
+        """Be done with the stream: the peer can read all that we sent, and what it still sends is dropped."""
+        if stream.opening == SYN:  # the peer never heard of it
+            self.reset(stream)
+            return
+        self.end(stream)
+        unread = stream.receive_window.held
+        stream.receive_window.drop()
+        stream.receive_window.release()
+        if stream.open and not stream.closed:
+            stream.closed = True
+            self._closed[stream.id] = stream
+            if not stream.outbound:
+                self.inbound_count -= 1
+            self._drop(stream, unread)
+            if len(self._closed) > _MOST_CLOSED:
+                self.reset(next(iter(self._closed.values())))
 
     def reset(self, stream: StreamState) -> None:
         """Throw the stream away, with what was not read of it."""
@@ -282,6 +283,8 @@ class Session:
                 self._fail(f"it sent {length} bytes on stream {stream_id}, whose window has {window.left}", events)
                 return
             window.left -= length
+            if stream.closed:
+                self._drop(stream, length)
         self._receiving, self._missing, self._afterwards = stream, length, flags & (FIN | RST)
         if not length:
             self._frame_over(events)
@@ -289,10 +292,8 @@ class Session:
     def _payload(self, part: memoryview, events: list[Event]) -> None:
         self._missing -= len(part)
         stream = self._receiving
-        if stream is not None:
-            if not stream.open:  # we threw it away in the middle of a frame
-                self._receiving = None
-            elif stream.receive_window.hold(len(part)):
+        if stream is not None and stream.open and not stream.closed:  # it may have changed in the middle of a frame
+            if stream.receive_window.hold(len(part)):
                 events.append(DataReceived(stream, part))
             else:
                 self.reset(stream)
@@ -357,11 +358,16 @@ class Session:
         if stream.ended and stream.remote_ended:
             self._forget(stream)
 
+    def _drop(self, stream: StreamState, size: int) -> None:
+        stream.dropped += size
+        if stream.dropped > _MOST_DROPPED:
+            self.reset(stream)
+
     def _forget(self, stream: StreamState) -> None:
         stream.open = False
         stream.receive_window.release()
         del self._streams[stream.id]
-        if not stream.outbound:
+        if self._closed.pop(stream.id, None) is None and not stream.outbound:
             self.inbound_count -= 1
 
     def _fail(self, reason: str, events: list[Event]) -> None:

@@ -10,7 +10,7 @@ from hivemind_p2p.errors import StreamEnded, StreamReset
 from hivemind_p2p.transport.muxer import MuxedStream
 from hivemind_p2p.transport.yamux.frames import SYN
 from hivemind_p2p.transport.yamux.receive_queue import ReceiveQueue
-from hivemind_p2p.transport.yamux.session import StreamState
+from hivemind_p2p.transport.yamux.stream_state import StreamState
 
 if TYPE_CHECKING:
     from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
@@ -101,10 +101,8 @@ class YamuxStream(MuxedStream):
 
     async def aclose(self) -> None:
         if not self._closed:
-            if self.state.opening != SYN:  # otherwise the peer never heard of it
-                # Having seen our end, the peer can read all that we wrote; and nobody will read what it still sends.
-                self._muxer.session.end(self.state)
-            self.throw_away()
+            self._muxer.session.close(self.state)
+            self._is_closed()
         await trio.lowlevel.checkpoint()
 
     async def reset(self) -> None:
@@ -112,10 +110,12 @@ class YamuxStream(MuxedStream):
 
     def throw_away(self) -> None:
         """:meth:`reset`, which has nothing to wait for."""
-        if self._closed:
-            return
+        if not self._closed:
+            self._muxer.session.reset(self.state)
+            self._is_closed()
+
+    def _is_closed(self) -> None:
         self._closed = True
-        self._muxer.session.reset(self.state)
         self._queue.clear()
         self._muxer.discard(self)
         self._muxer.flush()

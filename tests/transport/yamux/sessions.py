@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from hivemind_p2p.transport.yamux.events import DataReceived, Event
 from hivemind_p2p.transport.yamux.frames import HEADER, HEADER_SIZE
-from hivemind_p2p.transport.yamux.session import Session, StreamState
+from hivemind_p2p.transport.yamux.session import Session
+from hivemind_p2p.transport.yamux.stream_state import StreamState
 
 KIB = 1024
 MIB = 1024 * KIB

@@ -86,6 +86,51 @@ def test_syn_and_ack_travel_with_the_first_frame_and_only_with_it():
     assert parse(output(one)) == [(WINDOW_UPDATE, SYN, 2, 0), (WINDOW_UPDATE, RST, 2, 0)]
 
 
+def test_what_we_are_done_with_is_ended_and_what_still_comes_is_dropped():
+    one, stream = opened()
+    feed(one, frame(DATA, 0, 1, 5) + b"never")
+    one.close(stream)
+    one.close(stream)
+    assert parse(output(one)) == [(WINDOW_UPDATE, ACK | FIN, 1, 0)]
+    assert (len(one), one.inbound_count, one.windows.held, one.windows.granted) == (1, 0, 0, 0)
+    assert merged(feed(one, frame(DATA, 0, 1, 4) + b"read")) == []
+    assert one.windows.held == 0
+    feed(one, frame(DATA, FIN, 1, 1) + b"!")
+    assert output(one) == b""
+    assert (len(one), one.inbound_count) == (0, 0)
+
+
+def test_what_we_are_done_with_is_forgotten_when_the_peer_was_done_before():
+    one, stream = opened()
+    feed(one, frame(WINDOW_UPDATE, FIN, 1, 0))
+    one.close(stream)
+    assert parse(output(one)) == [(WINDOW_UPDATE, ACK | FIN, 1, 0)]
+    assert len(one) == 0
+
+
+@pytest.mark.parametrize("unread", [0, 100 * KIB])
+def test_a_peer_that_goes_on_after_we_are_done_is_told_to_stop(unread):
+    one, stream = opened()
+    feed(one, frame(DATA, 0, 1, unread) + bytes(unread))
+    one.close(stream)
+    output(one)
+    for size in (128 * KIB - unread, 1):
+        assert stream.open
+        feed(one, frame(DATA, 0, 1, size) + bytes(size))
+    assert parse(output(one)) == [(WINDOW_UPDATE, RST, 1, 0)]
+    assert (len(one), one.inbound_count, one.windows.held) == (0, 0, 0)
+
+
+def test_a_peer_that_never_ends_its_streams_loses_the_oldest():
+    one = session(initiator=False, max_inbound=1)
+    for number in range(300):
+        [event] = feed(one, frame(DATA, SYN, 2 * number + 1, 0))
+        one.close(event.stream)
+    assert len(one) == 256
+    resets = [stream_id for _, flags, stream_id, _ in parse(output(one)) if flags & RST]
+    assert resets == [2 * number + 1 for number in range(300 - 256)]
+
+
 def test_what_was_never_said_needs_no_taking_back():
     one = session()
     one.reset(one.open_stream(0))

@@ -89,9 +89,9 @@ def test_any_interleaving_delivers_each_stream_whole_and_in_order(plan, random, 
 
 
 @settings(max_examples=50)
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 400 * KIB)), max_size=60), st.randoms())
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 400 * KIB)), max_size=60), st.randoms())
 def test_two_sessions_never_overrun_each_other_and_forget_everything(steps, random):
-    """Random opens, writes, reads, ends and resets on both sides; at the end nothing is left."""
+    """Random opens, writes, reads, ends, closes and resets on both sides; at the end nothing is left."""
     one, other = session(), session(initiator=False)
     sides = {one: other, other: one}
     known = {one: [], other: []}
@@ -118,8 +118,8 @@ def test_two_sessions_never_overrun_each_other_and_forget_everything(steps, rand
             here.consumed(stream, held, random.random())
         elif action == 3:
             here.end(stream)
-        elif action == 4:
-            here.reset(stream)
+        elif action >= 4:
+            (here.reset if action == 4 else here.close)(stream)
             unread[here].pop(stream, None)
         if random.random() < 0.7:
             carry()
