@@ -51,9 +51,10 @@ class Served:
             yield Int32Value(value=2 * request.value)
 
     async def fail_later(self, requests, context):
+        """After the last request: a client of hivemind's that still sends when its daemon has the answer loses it."""
         async for request in requests:
             yield request
-            raise SchemaMismatch("one is enough")
+        raise SchemaMismatch("two are enough")
 
     async def wait_stream(self, requests, context):
         try:
@@ -213,7 +214,7 @@ async def test_hivemind_streams_much(rpc: RPC, served: Served, hivemind: Hivemin
 
 
 async def test_our_stream_fails(rpc: RPC, served: Served, hivemind: HivemindPeer):
-    with pytest.raises(RuntimeError, match=r"P2PHandlerError.*SchemaMismatch: one is enough"):
+    with pytest.raises(RuntimeError, match=r"P2PHandlerError.*SchemaMismatch: two are enough"):
         await hivemind.do("stream", peer_id=our_id(rpc), method="rpc_fail_later", numbers=[1, 2])
 
 
