@@ -1,59 +1,27 @@
-"""The real hivemind 1.1.12 and its p2pd, in a process of its own, for all tests of this folder.
+"""The real hivemind 1.1.12 with its p2pd, and js-libp2p, in processes of their own, for all tests of this folder.
 
-It lives in ``.venv-interop``, which ``scripts/setup --interop`` makes and ``scripts/test`` calls.
+``scripts/setup --interop``, which ``scripts/test`` calls, installs them in ``.venv-interop`` and ``js/node_modules``.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import subprocess
-import threading
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
-import trio
 from multiaddr import Multiaddr
 
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identify import PING
 from hivemind_p2p.transport.identity import Identity
-from hivemind_p2p.wire.peer_id import PeerID
+from tests.interop.foreign import ForeignPeer
+from tests.interop.js_libp2p import js_peer
 from tests.interop.process import hivemind_process
 
 
-class HivemindPeer:
-    """The process, and what it is asked to do (the methods of ``Peer`` in ``hivemind_peer.py``)."""
-
-    def __init__(self, process: subprocess.Popen[str], line: str) -> None:
-        self._process = process
-        ready = json.loads(line)
-        self.peer_id = PeerID.from_base58(ready["peer_id"])
-        self.maddr = Multiaddr(ready["maddrs"][0])
-        self._numbers = itertools.count()
-        self._answers: dict[int, Future[Any]] = {}
-        threading.Thread(target=self._read, daemon=True).start()
-
-    async def do(self, command: str, **arguments) -> Any:
-        """Run a command there; its result. Raises RuntimeError with what went wrong there."""
-        number, answer = next(self._numbers), Future()
-        self._answers[number] = answer
-        self._process.stdin.write(json.dumps({"id": number, "do": command, **arguments}) + "\n")
-        self._process.stdin.flush()
-        return await trio.to_thread.run_sync(answer.result, 60, abandon_on_cancel=True)
-
-    def _read(self) -> None:
-        for line in self._process.stdout:
-            answer = json.loads(line)
-            future = self._answers.pop(answer["id"])
-            if "error" in answer:
-                future.set_exception(RuntimeError(answer["error"]))
-            else:
-                future.set_result(answer["result"])
+class HivemindPeer(ForeignPeer):
+    """The process; what it can be asked to do are the methods of ``Peer`` in ``hivemind_peer.py``."""
 
 
 @contextmanager
@@ -74,6 +42,13 @@ def hivemind() -> Iterator[HivemindPeer]:
 def hivemind_too() -> Iterator[HivemindPeer]:
     """Another one, which knows nothing of the first."""
     with hivemind_peer() as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def js() -> Iterator[ForeignPeer]:
+    """A peer of js-libp2p on loopback for all tests."""
+    with js_peer(listen=["/ip4/127.0.0.1/tcp/0"]) as peer:
         yield peer
 
 

@@ -1,5 +1,6 @@
 """The locks pin everything, and name no machine."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -30,3 +31,13 @@ def test_every_dependency_of_the_package_is_pinned():
     ]
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in wanted} - {project["name"]}
     assert names <= pins("default.txt")
+
+
+def test_js_libp2p_and_all_that_it_needs_is_pinned_without_an_address():
+    folder = ROOT / "tests/interop/js"
+    wanted = json.loads((folder / "package.json").read_text())["dependencies"]
+    lock = (folder / "package-lock.json").read_text()
+    packages = json.loads(lock)["packages"]
+    assert wanted == {name: packages[f"node_modules/{name}"]["version"] for name in wanted}
+    assert "resolved" not in lock
+    assert all("integrity" in package for name, package in packages.items() if name)
