@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Compression": "hivemind_p2p.client",
     "DHT": "hivemind_p2p.sync",
     "DHTNode": "hivemind_p2p.dht",
     "Ed25519SignatureValidator": "hivemind_p2p.dht",
@@ -36,6 +37,7 @@ _HOMES = {
 
 __all__ = [
     "DHT",
+    "Compression",
     "DHTNode",
     "Ed25519SignatureValidator",
     "ExpertBackend",
@@ -59,6 +61,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from hivemind_p2p.client import (
+        Compression,
         RemoteExpert,
         RemoteMixtureOfExperts,
         RemoteSwitchMixtureOfExperts,

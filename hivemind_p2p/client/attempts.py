@@ -12,13 +12,14 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import torch
 import trio
 
 from hivemind_p2p.client.beam_search import ExpertInfo
-from hivemind_p2p.client.calls import Direction, beside_the_network, call_expert
+from hivemind_p2p.client.calls import AS_THE_EXPERT_SAYS, Direction, beside_the_network, call_expert
+from hivemind_p2p.client.compression import Compression, Kinds, decide
 from hivemind_p2p.client.contacts import Contacts
 from hivemind_p2p.client.lookup import find_experts
 from hivemind_p2p.client.race import NEVER, first_answer
@@ -37,6 +38,8 @@ from hivemind_p2p.errors import (
     StreamError,
 )
 from hivemind_p2p.node import Node
+from hivemind_p2p.wire.expert_metadata import Wish
+from hivemind_p2p.wire.peer_id import PeerID
 
 MAX_ATTEMPTS: Final = 4
 FIRST_PAUSE: Final = 0.1
@@ -53,6 +56,7 @@ class Caller:
     Attributes:
         find_more: after a failure, ask the DHT who serves the expert now.
         detect_anomalies: answers with NaN or infinity are failures.
+        compression: how the tensors travel.
     """
 
     node: Node
@@ -60,6 +64,7 @@ class Caller:
     schema: ExpertSchema
     find_more: bool = False
     detect_anomalies: bool = False
+    compression: Compression = field(default_factory=Compression)
 
     async def call(
         self,
@@ -143,8 +148,13 @@ class _Call:
         contacts.balance.began(at.peer_id)
         began, answer, failure = trio.current_time(), None, None
         try:
-            answer = await call_expert(caller.node.rpc, at, self.direction, caller.schema, self.tensors, math.inf)
-            if caller.detect_anomalies and not await beside_the_network(self._nbytes, _all_finite, answer):
+            answer = await call_expert(
+                caller.node.rpc, at, self.direction, caller.schema, self.tensors, math.inf,
+                await self._kinds(at.peer_id), contacts.errors,
+            )  # fmt: skip
+            if answer.received is not None:
+                contacts.uploaded(at.peer_id, answer.received)
+            if caller.detect_anomalies and not await beside_the_network(self._nbytes, _all_finite, answer.tensors):
                 contacts.stats.anomalies += 1
                 raise AnomalyDetected(f"the answer of {at.uid} has NaN or infinity in it")
         except HivemindError as error:
@@ -155,15 +165,35 @@ class _Call:
             seconds = trio.current_time() - began
             contacts.balance.ended(at.peer_id, seconds)
             self.answered = self.answered or answer is not None
-            how = "failed" if failure else "answered" if answer is not None else "outrun" if self.answered else "late"
+            how: Literal["answered", "failed", "late", "outrun"] = "late"
+            if failure is not None:
+                how = "failed"
+            elif answer is not None:
+                how = "answered"
+            elif self.answered:
+                how = "outrun"
             text = "" if failure is None else f"{type(failure).__name__}: {failure}"
             if how == "outrun":
                 contacts.failures.add(at, lasted=seconds)
-            self.reports.append(AttemptReport(at.peer_id, how, seconds, text))  # type: ignore[arg-type]  # one of four
+            compressed = () if answer is None else answer.compressed
+            self.reports.append(AttemptReport(at.peer_id, how, seconds, text, compressed))
         contacts.failures.clear(at)
         if self.direction == "forward":
             contacts.latencies.add(at.uid, self._nbytes, seconds)
-        return at, answer
+        return at, answer.tensors
+
+    async def _kinds(self, peer_id: PeerID) -> Kinds:
+        """How the tensors travel."""
+        caller, choice, contacts = self.caller, self.caller.compression, self.caller.contacts
+        if choice.as_the_expert_says:
+            return AS_THE_EXPERT_SAYS
+        known = await contacts.codecs_of(caller.node, peer_id)
+        up, down = contacts.upload.get(peer_id), caller.node.rpc.speeds.of(peer_id)
+        nbytes = self._nbytes
+        inputs = decide(choice.inputs, nbytes, up, known, ours=True)
+        grads = decide(choice.grad_outputs, nbytes, up, known, ours=True)
+        answered = choice.outputs if self.direction == "forward" else choice.grad_inputs
+        return Kinds(inputs, grads, Wish(decide(answered, nbytes, down, known, ours=False)) if known else None)
 
     def _may_hedge(self) -> bool:
         return bool(self._untried()) and self.caller.contacts.hedges.spend()

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 import trio
 
 from hivemind_p2p.client.beam_search import ExpertInfo
+from hivemind_p2p.client.compression import Kinds
+from hivemind_p2p.client.report import TensorReport
 from hivemind_p2p.client.schema import ExpertSchema, byte_size, check_answer, check_gradients
 from hivemind_p2p.compression import (
     MAX_UNARY_BYTES,
+    ErrorMeter,
     TensorAssembler,
+    carries,
+    compression_type,
     deserialize_tensor,
     serialize_in_parts,
     serialize_tensor,
 )
+from hivemind_p2p.errors import ProtocolNotSupported
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.wire import runtime_pb2
+from hivemind_p2p.wire.expert_metadata import AnswerNotes, pack_wish, read_codecs, read_notes
+from hivemind_p2p.wire.peer_id import PeerID
 from hivemind_p2p.wire.tensor_descriptor import TensorDescriptor
 
 Direction: TypeAlias = Literal["forward", "backward"]
 INLINE_BYTES: Final = 2**18
 """Bytes of tensors up to which they are packed and unpacked between two turns of the network; more, in a thread."""
+AS_THE_EXPERT_SAYS: Final = Kinds()
 _T = TypeVar("_T")
 
 
@@ -43,6 +52,21 @@ async def fetch_schema(rpc: RPC, expert: ExpertInfo, timeout: float | None = Non
     return ExpertSchema.parse(answer.serialized_info)
 
 
+async def fetch_codecs(rpc: RPC, peer_id: PeerID, timeout: float | None = None) -> frozenset[int]:
+    """Ask a peer which compressions it knows; none if it is not one of ours.
+
+    Raises:
+        RPCError, TransportError: it does not answer.
+    """
+    try:
+        answer = await rpc.call(
+            peer_id, "ConnectionHandler.rpc_codecs", runtime_pb2.ExpertUID(), runtime_pb2.ExpertInfo, timeout=timeout
+        )
+    except ProtocolNotSupported:
+        return frozenset()
+    return read_codecs(answer.serialized_info)
+
+
 async def call_expert(
     rpc: RPC,
     expert: ExpertInfo,
@@ -50,7 +74,9 @@ async def call_expert(
     schema: ExpertSchema,
     tensors: Sequence[torch.Tensor],
     timeout: float | None = None,
-) -> list[torch.Tensor]:
+    kinds: Kinds = AS_THE_EXPERT_SAYS,
+    meter: ErrorMeter | None = None,
+) -> Answer:
     """Have an expert compute: its outputs, or the gradients of its inputs, on the CPU.
 
     Small calls are unary, large ones streams of parts; here the size of the answer counts as well, which must fit, too.
@@ -58,6 +84,8 @@ async def call_expert(
     Args:
         tensors: on the CPU, all of one batch. Forward: the inputs, flat. Backward: then the gradients of the outputs.
         timeout: seconds; default: the RPC's own.
+        kinds: how the tensors travel.
+        meter: measures what compressing them costs.
 
     Raises:
         ProtocolViolation: the answer is not what the schema promised.
@@ -70,25 +98,47 @@ async def call_expert(
     else:
         sent, expected = schema.inputs + schema.outputs, schema.inputs
         answer_bytes = sum(tensor.nbytes for tensor in tensors[: len(expected)])
-    compressions = [_compression(*pair) for pair in zip(tensors, sent, strict=True)]
-    call = _Call(rpc, expert, direction, tensors, compressions, len(expected), answer_bytes, timeout)
+    wishes = [kinds.inputs if place < len(schema.inputs) else kinds.grads for place in range(len(sent))]
+    compressions = [_compression(*each) for each in zip(tensors, sent, wishes, strict=True)]
+    metadata = b"" if kinds.wish is None else pack_wish(kinds.wish)
+    call = _Call(rpc, expert, direction, tensors, compressions, metadata, meter, len(expected), answer_bytes, timeout)
     answer = await (call.unary() if call.largest <= MAX_UNARY_BYTES else call.stream())
     check_answer(answer, expected, rows)
     if direction == "backward":
         check_gradients(answer, tensors)
-    return answer
+    notes = read_notes(call.notes)
+    return Answer(answer, call.reports(len(schema.inputs), notes), notes.received)
 
 
-@dataclass(frozen=True)
+class Answer(NamedTuple):
+    """What came of a call.
+
+    Attributes:
+        tensors: on the CPU.
+        compressed: those of both directions that did not travel as they are.
+        received: bytes per second at which the peer says that it gets what we send; None: it does not.
+    """
+
+    tensors: list[torch.Tensor]
+    compressed: tuple[TensorReport, ...] = ()
+    received: float | None = None
+
+
+@dataclass
 class _Call:
     rpc: RPC
     expert: ExpertInfo
     direction: Direction
     tensors: Sequence[torch.Tensor]
     compressions: Sequence[int]
+    metadata: bytes
+    meter: ErrorMeter | None
     answer_tensors: int
     answer_bytes: int
     timeout: float | None
+    errors: list[float | None] = field(default_factory=list)
+    came: list[int] = field(default_factory=list)
+    notes: bytes = b""
 
     @property
     def largest(self) -> int:
@@ -96,11 +146,27 @@ class _Call:
         sent = sum(tensor.nbytes * (1 + (tensor.dtype is torch.bfloat16)) for tensor in self.tensors)
         return max(sent, self.answer_bytes)
 
+    def reports(self, inputs: int, notes: AnswerNotes) -> tuple[TensorReport, ...]:
+        """What was compressed, there and back."""
+        there: Iterable[TensorReport] = (
+            TensorReport("input" if place < inputs else "grad_output", compression_type(kind).name, error)
+            for place, (kind, error) in enumerate(zip(self.compressions, self.errors, strict=False))
+            if kind
+        )
+        errors = notes.errors if len(notes.errors) == len(self.came) else [None] * len(self.came)
+        back: Iterable[TensorReport] = (
+            TensorReport("output" if self.direction == "forward" else "grad_input", compression_type(kind).name, error)
+            for kind, error in zip(self.came, errors, strict=True)
+            if kind
+        )
+        return (*there, *back)
+
     async def unary(self) -> list[torch.Tensor]:
         request = await beside_the_network(self.largest, self._pack)
         method = f"ConnectionHandler.rpc_{self.direction}"
         kind = runtime_pb2.ExpertResponse
         answer = await self.rpc.call(self.expert.peer_id, method, request, kind, timeout=self.timeout)
+        self.notes, self.came = answer.metadata, [tensor.compression for tensor in answer.tensors]
         return await beside_the_network(self.largest, self._unpack, answer)
 
     async def stream(self) -> list[torch.Tensor]:
@@ -112,29 +178,46 @@ class _Call:
             self.expert.peer_id, method, self._parts(), kind, timeout=self.timeout
         ) as responses:
             async for response in responses:
+                self.notes = self.notes or response.metadata
                 for part in response.tensors:
                     encoded = assembler.add(part)
                     if encoded is not None:
+                        self.came.append(encoded.header.compression)
                         answer += [await beside_the_network(encoded.length, encoded.decode)]
         assembler.finish()
         return answer
 
+    def _measure(self, tensor: torch.Tensor, compression: int) -> None:
+        self.errors.append(self.meter.measure(tensor, compression) if self.meter is not None else None)
+
     def _pack(self) -> runtime_pb2.ExpertRequest:
+        for each in zip(self.tensors, self.compressions, strict=True):
+            self._measure(*each)
         packed = map(serialize_tensor, self.tensors, self.compressions)
-        return runtime_pb2.ExpertRequest(uid=self.expert.uid, tensors=packed)
+        return runtime_pb2.ExpertRequest(uid=self.expert.uid, tensors=packed, metadata=self.metadata)
 
     def _unpack(self, answer: runtime_pb2.ExpertResponse) -> list[torch.Tensor]:
         return [deserialize_tensor(tensor, max_bytes=self.answer_bytes) for tensor in answer.tensors]
 
     async def _parts(self) -> AsyncIterator[runtime_pb2.ExpertRequest]:
+        metadata = self.metadata
         for tensor, compression in zip(self.tensors, self.compressions, strict=True):
+            if compression:
+                await beside_the_network(tensor.nbytes, self._measure, tensor, compression)
+            else:
+                self.errors.append(0.0)
             for part in await beside_the_network(tensor.nbytes, partial(serialize_in_parts, tensor, compression)):
-                yield runtime_pb2.ExpertRequest(uid=self.expert.uid, tensors=[part])
+                yield runtime_pb2.ExpertRequest(uid=self.expert.uid, tensors=[part], metadata=metadata)
+                metadata = b""
 
 
-def _compression(tensor: torch.Tensor, descriptor: TensorDescriptor) -> int:
-    """What the expert wants its tensors to be compressed with; only floats can lose precision."""
-    return descriptor.compression if tensor.is_floating_point() else runtime_pb2.NONE
+def _compression(tensor: torch.Tensor, descriptor: TensorDescriptor, wish: int | None) -> int:
+    """As was decided, or as the expert wants its tensors to be compressed; only floats can lose precision."""
+    if not tensor.is_floating_point():
+        return runtime_pb2.NONE
+    if wish is None:
+        return descriptor.compression
+    return wish if carries(wish, tensor.dtype) else runtime_pb2.NONE
 
 
 async def beside_the_network(size: int, function: Callable[..., _T], *args: Any) -> _T:

@@ -7,16 +7,20 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from hivemind_p2p.client.beam_search import ExpertInfo
+from hivemind_p2p.client.calls import fetch_codecs
 from hivemind_p2p.client.failures import RecentFailures
 from hivemind_p2p.client.latency import HedgeBudget, Latencies
 from hivemind_p2p.client.replicas import Balance, Replicas
+from hivemind_p2p.compression import ErrorMeter
 from hivemind_p2p.dht import get_dht_time
 from hivemind_p2p.errors import HivemindError
 from hivemind_p2p.node import Node
 from hivemind_p2p.sync import DHT, portal
+from hivemind_p2p.wire.peer_id import PeerID
 
 
 @dataclass
@@ -54,6 +58,8 @@ class Contacts:
         replicas: who else serves an expert.
         balance: which of them to ask.
         latencies, hedges: when to ask a second one, and how often that may be.
+        errors: what compressing the tensors that we send has cost.
+        upload: bytes per second at which peers say that they get what we send.
         stats: counts.
     """
 
@@ -62,7 +68,27 @@ class Contacts:
         self.replicas = Replicas(get_dht_time)
         self.balance = Balance(random.Random())
         self.latencies, self.hedges = Latencies(), HedgeBudget()
+        self.errors = ErrorMeter()
+        self.upload: dict[PeerID, float] = {}
         self.stats = ClientStats()
+        self._codecs: dict[PeerID, frozenset[int]] = {}
+
+    async def codecs_of(self, node: Node, peer_id: PeerID) -> frozenset[int]:
+        """The compressions that a peer knows, asked for once; none if it is not one of ours. In the portal."""
+        if peer_id not in self._codecs:
+            try:
+                codecs = await fetch_codecs(node.rpc, peer_id)
+            except HivemindError:
+                return frozenset()  # the call itself will say what is wrong there
+            self._codecs[peer_id] = codecs
+            forget_oldest(self._codecs)
+        return self._codecs[peer_id]
+
+    def uploaded(self, peer_id: PeerID, speed: float) -> None:
+        """A peer says how fast it gets what we send."""
+        self.upload.pop(peer_id, None)
+        self.upload[peer_id] = speed
+        forget_oldest(self.upload)
 
     def avoids(self, expert: ExpertInfo) -> bool:
         """Whether the peer failed a moment ago, and all others that serve this expert, as far as we know."""
@@ -83,6 +109,12 @@ class Contacts:
 
     def __repr__(self) -> str:
         return f"<Contacts: {self.failures!r}, {self.replicas!r}, {self.stats!r}>"
+
+
+def forget_oldest(known: dict[Any, Any], most: int = 4096) -> None:
+    """Keep a dictionary of what we know of peers from growing without end."""
+    while len(known) > most:
+        del known[next(iter(known))]
 
 
 _contacts: WeakKeyDictionary[DHT, Contacts] = WeakKeyDictionary()

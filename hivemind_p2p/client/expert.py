@@ -12,6 +12,7 @@ from hivemind_p2p.client.attempts import Caller
 from hivemind_p2p.client.autograd import exchange_with_experts
 from hivemind_p2p.client.beam_search import ExpertInfo
 from hivemind_p2p.client.calls import Direction, fetch_schema
+from hivemind_p2p.client.compression import Compression, CompressionOption
 from hivemind_p2p.client.contacts import contacts_of
 from hivemind_p2p.client.lookup import find_experts
 from hivemind_p2p.client.replicas import Replica
@@ -37,6 +38,7 @@ class RemoteExpert(nn.Module):
         dht: through whose node the calls go.
         forward_timeout, backward_timeout: seconds for a call, whatever attempts it takes; default:
             ``settings.rpc.timeout`` of the node.
+        compression: how tensors travel, one way for all or a :class:`Compression`; default: as the expert says.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class RemoteExpert(nn.Module):
         *,
         forward_timeout: float | None = None,
         backward_timeout: float | None = None,
+        compression: CompressionOption = None,
     ) -> None:
         super().__init__()
         self._info, self._dht = expert_info, dht
         self._timeouts: dict[Direction, float | None] = {"forward": forward_timeout, "backward": backward_timeout}
+        self.compression = Compression.of(compression)
         self._contacts = contacts_of(dht)
         self._schema: ExpertSchema | None = None
 
@@ -131,7 +135,7 @@ class RemoteExpert(nn.Module):
         Args:
             at: the replica to ask first.
         """
-        caller = Caller(self._dht.node, self._contacts, schema, find_more=True)
+        caller = Caller(self._dht.node, self._contacts, schema, find_more=True, compression=self.compression)
         self._info, answer = await caller.call(at or self._info, direction, tensors, self._timeouts[direction])
         return self._info, answer
 
@@ -161,14 +165,29 @@ class _OneExpert:
 
 @overload
 def get_experts(
-    dht: DHT, uids: Sequence[str], expiration_time: float | None = ..., return_future: Literal[False] = ...
+    dht: DHT,
+    uids: Sequence[str],
+    expiration_time: float | None = ...,
+    return_future: Literal[False] = ...,
+    *,
+    compression: CompressionOption = ...,
 ) -> list[RemoteExpert | None]: ...
 @overload
 def get_experts(
-    dht: DHT, uids: Sequence[str], expiration_time: float | None = ..., *, return_future: Literal[True]
+    dht: DHT,
+    uids: Sequence[str],
+    expiration_time: float | None = ...,
+    *,
+    return_future: Literal[True],
+    compression: CompressionOption = ...,
 ) -> PortalFuture[list[RemoteExpert | None]]: ...
 def get_experts(
-    dht: DHT, uids: Sequence[str], expiration_time: float | None = None, return_future: bool = False
+    dht: DHT,
+    uids: Sequence[str],
+    expiration_time: float | None = None,
+    return_future: bool = False,
+    *,
+    compression: CompressionOption = None,
 ) -> list[RemoteExpert | None] | PortalFuture[list[RemoteExpert | None]]:
     """Find experts in the DHT, all in one look-up.
 
@@ -176,6 +195,7 @@ def get_experts(
         uids: their names: ``["ffn.0.0", "ffn.0.1"]``.
         expiration_time: Unix time; only experts whose declaration lasts at least until then. Default: until now.
         return_future: return a future of the list at once.
+        compression: see :class:`RemoteExpert`.
 
     Returns:
         One for each uid; None where nobody serves it.
@@ -185,10 +205,10 @@ def get_experts(
     """
     if isinstance(uids, str):
         raise InvalidUID(f"uids is the text {uids!r:.80}; give a list of uids: [{uids!r:.80}]")
-    checked = [check_uid(uid) for uid in uids]
+    checked, how = [check_uid(uid) for uid in uids], Compression.of(compression)
 
     async def find(dht: DHT, node: DHTNode) -> list[RemoteExpert | None]:
         infos = await find_experts(node, checked, expiration_time)
-        return [None if info is None else RemoteExpert(info, dht) for info in infos]
+        return [None if info is None else RemoteExpert(info, dht, compression=how) for info in infos]
 
     return dht.run_coroutine(find, return_future)

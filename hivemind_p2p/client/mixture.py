@@ -18,6 +18,7 @@ from hivemind_p2p.client.attempts import Caller
 from hivemind_p2p.client.batch import Call, Outcome, Patience, call_experts
 from hivemind_p2p.client.beam_search import Choice, ExpertInfo
 from hivemind_p2p.client.calls import Direction
+from hivemind_p2p.client.compression import Compression
 from hivemind_p2p.client.grid_search import GridSearch
 from hivemind_p2p.client.report import AttemptReport, BatchReport, CallReport, MixtureReport
 from hivemind_p2p.client.schema import ExpertSchema
@@ -41,6 +42,7 @@ class MixtureOptions:
     timeout_after_k_min: float | None
     detect_anomalies: bool
     allow_zero_outputs: bool
+    compression: Compression
 
 
 @dataclass
@@ -195,7 +197,10 @@ class MixtureExchange:
         self, direction: Direction, calls: Sequence[Call], patience: Patience, answers: torch.Tensor
     ) -> list[Outcome]:
         grid = self._grid
-        caller = Caller(grid.dht.node, grid.contacts, self._schema, detect_anomalies=self._options.detect_anomalies)
+        caller = Caller(
+            grid.dht.node, grid.contacts, self._schema,
+            detect_anomalies=self._options.detect_anomalies, compression=self._options.compression,
+        )  # fmt: skip
 
         async def ask(
             expert: ExpertInfo, tensors: Sequence[torch.Tensor], timeout: float | None, attempts: list[AttemptReport]

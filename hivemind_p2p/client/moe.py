@@ -13,6 +13,7 @@ from torch import nn
 from hivemind_p2p.client.autograd import exchange_with_experts
 from hivemind_p2p.client.beam_search import ExpertInfo
 from hivemind_p2p.client.calls import fetch_schema
+from hivemind_p2p.client.compression import Compression, CompressionOption
 from hivemind_p2p.client.grid_search import GridSearch
 from hivemind_p2p.client.mixture import MixtureExchange, MixtureOptions
 from hivemind_p2p.client.report import MixtureReport
@@ -50,6 +51,7 @@ class RemoteMixtureOfExperts(nn.Module):
         num_workers: taken because hivemind takes it; the DHT bounds its requests itself (``settings.dht``).
         negative_caching: remember where the grid is empty, too. Here, not in the DHT as hivemind does.
         cache_expiration: seconds for which what the DHT said about the grid is believed.
+        compression: how tensors travel, one way for all or a :class:`Compression`; default: as the experts say.
 
     Raises:
         ConfigError, InvalidUID: the arguments do not fit together.
@@ -73,6 +75,7 @@ class RemoteMixtureOfExperts(nn.Module):
         num_workers: int | None = None,
         negative_caching: bool = True,
         cache_expiration: float = 15.0,
+        compression: CompressionOption = None,
     ) -> None:
         super().__init__()
         if not 0 <= k_min <= k_best or k_best < 1:
@@ -90,6 +93,7 @@ class RemoteMixtureOfExperts(nn.Module):
             timeout_after_k_min=timeout_after_k_min,
             detect_anomalies=detect_anomalies,
             allow_zero_outputs=allow_zero_outputs,
+            compression=Compression.of(compression),
         )
         self.proj = nn.Linear(in_features, self.beam_search.total_grid_size)
         self._schema: ExpertSchema | None = None

@@ -9,6 +9,22 @@ from hivemind_p2p.wire.peer_id import PeerID
 
 
 @dataclass(frozen=True)
+class TensorReport:
+    """A tensor that travelled compressed.
+
+    Attributes:
+        role: what it was.
+        compression: by name.
+        error: the L2 norm of what was lost, relative to that of the tensor; None: not measured, which takes time and is
+            done for every eighth one.
+    """
+
+    role: Literal["input", "output", "grad_output", "grad_input"]
+    compression: str
+    error: float | None
+
+
+@dataclass(frozen=True)
 class AttemptReport:
     """One request that was sent for a call.
 
@@ -17,12 +33,14 @@ class AttemptReport:
         outcome: ``outrun`` ones were cancelled because another attempt was answered first.
         seconds: until it ended.
         error: why it failed; empty unless it did.
+        compressed: tensors, of both directions, that did not travel as they are.
     """
 
     peer_id: PeerID
     outcome: Literal["answered", "failed", "late", "outrun"]
     seconds: float
     error: str = ""
+    compressed: tuple[TensorReport, ...] = ()
 
 
 @dataclass(frozen=True)

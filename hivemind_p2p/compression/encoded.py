@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final, TypeAlias, cast
 
 import torch
 
+from hivemind_p2p.compression.block_int8 import BlockInt8Codec
 from hivemind_p2p.compression.blockwise import BlockwiseCodec
 from hivemind_p2p.compression.codebook import CodebookCodec
 from hivemind_p2p.compression.codec import DTYPES, Codec
@@ -23,19 +24,21 @@ from hivemind_p2p.compression.raw import Raw
 from hivemind_p2p.compression.uniform import uniform_bins
 from hivemind_p2p.errors import CodecError
 from hivemind_p2p.wire import runtime_pb2
-from hivemind_p2p.wire.compression_type import CompressionType
+from hivemind_p2p.wire.compression_type import CompressionType, OwnCompression
 
 MAX_TENSOR_BYTES: Final = 2**30
 """What one tensor may take when decoded, unless the caller says otherwise."""
 
 _MAX_DIMENSIONS: Final = 64
-CODECS: Final[dict[CompressionType, Codec]] = {
+Compression: TypeAlias = CompressionType | OwnCompression
+CODECS: Final[dict[Compression, Codec]] = {
     CompressionType.NONE: Raw(),
     CompressionType.FLOAT16: Float16(),
     CompressionType.MEANSTD_16BIT: MeanStd16Bit(),
     CompressionType.QUANTILE_8BIT: CodebookCodec(quantile_bins),
     CompressionType.UNIFORM_8BIT: CodebookCodec(uniform_bins),
     CompressionType.BLOCKWISE_8BIT: BlockwiseCodec(),
+    OwnCompression.BLOCK_INT8: BlockInt8Codec(),
 }
 
 
@@ -52,7 +55,7 @@ class Header:
 
     size: tuple[int, ...]
     dtype: torch.dtype
-    compression: CompressionType = CompressionType.NONE
+    compression: Compression = CompressionType.NONE
     requires_grad: bool = False
 
     @classmethod
@@ -164,10 +167,15 @@ class ReceivedTensor:
         return f"<ReceivedTensor: {self.header}, {self.length} bytes>"
 
 
-def compression_type(number: int) -> CompressionType:
+def carries(compression: int, dtype: torch.dtype) -> bool:
+    """Whether tensors of a dtype can be sent so."""
+    return dtype in CODECS[compression_type(compression)].writes
+
+
+def compression_type(number: int) -> Compression:
     """The compression that a number names; raises CodecError where there is none."""
-    try:
-        return CompressionType(number)
-    except ValueError:
-        known = ", ".join(f"{each.name} ({each.value})" for each in CompressionType)
-        raise CodecError(f"unknown compression {number!r}; known are {known}") from None
+    for kind in CODECS:
+        if kind == number:
+            return kind
+    known = ", ".join(f"{each.name} ({each.value})" for each in CODECS)
+    raise CodecError(f"unknown compression {number!r}; known are {known}")

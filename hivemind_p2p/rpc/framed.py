@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import trio
+
 from hivemind_p2p.errors import StreamEnded
+from hivemind_p2p.rpc.link_speed import LARGE
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire.framing import Frame, FrameReader, HeaderReader
 
@@ -22,6 +25,7 @@ class FramedStream:
         read_header: which framing.
         limit: the most bytes that a received body may have.
         take: waits for room for so many bytes; asked before a body is read that is not ``SMALL``.
+        timed: told how many bytes of a large body took how many seconds to come.
     """
 
     def __init__(
@@ -30,11 +34,14 @@ class FramedStream:
         read_header: HeaderReader,
         limit: int,
         take: Callable[[int], Awaitable[None]] | None = None,
+        timed: Callable[[int, float], None] | None = None,
     ) -> None:
         self.stream = stream
         self._reader = FrameReader(read_header, limit)
         self._take = take
         self._taken = False
+        self._timed = timed
+        self._since = 0.0
 
     async def receive(self) -> Frame | None:
         """The next frame; None when the peer ended its half.
@@ -48,6 +55,8 @@ class FramedStream:
             if self._take is not None and not self._taken and self._reader.under_way > SMALL:
                 await self._take(self._reader.under_way)
                 self._taken = True
+            if not self._since and self._reader.under_way > LARGE:
+                self._since = trio.current_time()
             room = self._reader.room()
             if room is not None and len(room) > SMALL:
                 with room:
@@ -63,6 +72,10 @@ class FramedStream:
                 else:
                     raise StreamEnded(f"{self.stream.peer_id} ended the stream within a message")
         self._taken = False
+        if self._since:
+            if self._timed is not None:
+                self._timed(len(frame.body) - SMALL, trio.current_time() - self._since)
+            self._since = 0.0
         return frame
 
     async def send(self, head: bytes, data: bytes = b"") -> None:

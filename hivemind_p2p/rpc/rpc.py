@@ -19,6 +19,7 @@ from hivemind_p2p.rpc.budget import ByteBudget, Share
 from hivemind_p2p.rpc.context import CallContext, M, StreamHandler, UnaryHandler
 from hivemind_p2p.rpc.failures import text_of
 from hivemind_p2p.rpc.item_queue import ItemQueue
+from hivemind_p2p.rpc.link_speed import LinkSpeeds
 from hivemind_p2p.rpc.slots import Slots
 from hivemind_p2p.rpc.streaming import StreamCall, serve_stream
 from hivemind_p2p.rpc.trace import CallEnded, CallStarted, Trace
@@ -44,12 +45,16 @@ class RPC:
         network: carries the streams.
         settings: times and bounds.
         trace: told of the beginning and the end of every call; see ``rpc.trace``.
+
+    Attributes:
+        speeds: how fast bytes come from each peer.
     """
 
     def __init__(self, network: Network, settings: RPCSettings | None = None, *, trace: Trace | None = None) -> None:
         self.network = network
         self.settings = settings if settings is not None else RPCSettings()
         self.trace = trace
+        self.speeds = LinkSpeeds()
         self._methods: dict[str, Slots] = {}
         self._budget = ByteBudget(self.settings.max_bytes_per_peer)
         self._running = False
@@ -92,6 +97,7 @@ class RPC:
                 limit=settings.max_message_bytes,
                 timeout=settings.transfer_timeout,
                 share=share,
+                timed=partial(self.speeds.add, stream.peer_id),
             )
 
         self._serve_method(method, serve)
@@ -109,9 +115,11 @@ class RPC:
 
         async def serve(stream: Stream, context: CallContext, catch: Catch, share: Share) -> None:
             queue = ItemQueue(settings.max_queued_items, settings.max_queued_bytes)
+            timed = partial(self.speeds.add, stream.peer_id)
             await serve_stream(
-                stream, context, request_type, handler, catch, limit=self._item_limit, queue=queue, share=share
-            )
+                stream, context, request_type, handler, catch,
+                limit=self._item_limit, queue=queue, share=share, timed=timed,
+            )  # fmt: skip
 
         self._serve_method(method, serve)
 
@@ -140,7 +148,7 @@ class RPC:
         with self._call(CallStarted(peer_id, method, outbound=True, request=request), timeout):
             stream = await self.network.open_stream(peer_id, method)
             try:
-                response = await call.on(stream, response_type)
+                response = await call.on(stream, response_type, partial(self.speeds.add, peer_id))
             except BaseException:
                 await stream.reset()
                 raise
@@ -180,7 +188,7 @@ class RPC:
     ) -> AsyncIterator[AsyncIterator[R]]:
         with self._call(call, timeout):
             stream = await self.network.open_stream(call.peer_id, call.method)
-            responses = StreamCall(stream, response_type, self._item_limit)
+            responses = StreamCall(stream, response_type, self._item_limit, partial(self.speeds.add, call.peer_id))
             failure: Exception | None = None
             try:
                 async with trio.open_nursery() as nursery:

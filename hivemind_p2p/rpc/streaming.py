@@ -14,7 +14,7 @@ from hivemind_p2p.rpc.context import CallContext, M, StreamHandler
 from hivemind_p2p.rpc.failures import LONGEST_TEXT, remote_error
 from hivemind_p2p.rpc.framed import SMALL, FramedStream
 from hivemind_p2p.rpc.item_queue import ItemQueue
-from hivemind_p2p.rpc.unary import Catch, parse
+from hivemind_p2p.rpc.unary import Catch, Timed, parse
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import calls
 
@@ -22,8 +22,8 @@ from hivemind_p2p.wire import calls
 class StreamCall(AsyncIterator[M]):
     """One call that we make: :meth:`send_all` in one task; in another, iterate over the responses."""
 
-    def __init__(self, stream: Stream, response_type: type[M], limit: int) -> None:
-        self._framed = FramedStream(stream, calls.item_header, limit)
+    def __init__(self, stream: Stream, response_type: type[M], limit: int, timed: Timed | None = None) -> None:
+        self._framed = FramedStream(stream, calls.item_header, limit, timed=timed)
         self._response_type = response_type
         self._limit = limit
         self._failure: Exception | None = None
@@ -70,6 +70,7 @@ async def serve_stream(
     limit: int,
     queue: ItemQueue,
     share: Share,
+    timed: Timed | None = None,
 ) -> None:
     """Answer one call. The handler is cancelled when the caller ends or resets its half of the stream.
 
@@ -77,11 +78,12 @@ async def serve_stream(
         limit: the most bytes of an item, ours and the peer's.
         queue: keeps what came and was not asked for yet.
         share: of the bytes that we hold for the caller; what the handler took is its own affair.
+        timed: told how fast large items come.
 
     Raises:
         StreamError: the caller is not there any more. In a group, as nurseries do.
     """
-    framed = FramedStream(stream, calls.item_header, limit, share.take)
+    framed = FramedStream(stream, calls.item_header, limit, share.take, timed)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_take_items, framed, queue)
         responses = _outcomes(handler, _Requests(queue, request_type, share), context, limit)

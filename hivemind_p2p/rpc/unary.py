@@ -19,6 +19,8 @@ from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import calls
 from hivemind_p2p.wire.framing import varint_header
 
+Timed = Callable[[int, float], None]
+"""Told how many bytes took how many seconds to come."""
 Catch = Callable[[Exception], str]
 """Records a handler's exception and says what the caller is told."""
 
@@ -48,13 +50,13 @@ class UnaryCall:
                 " at once, or use the streaming call"
             )
 
-    async def on(self, stream: Stream, response_type: type[M]) -> M:
+    async def on(self, stream: Stream, response_type: type[M], timed: Timed | None = None) -> M:
         """Ask on ``stream``, and wait for the answer. Our half stays open: ending it means that we gave up.
 
         Raises:
             RemoteError, MessageTooLarge, ProtocolViolation, StreamError
         """
-        framed = FramedStream(stream, varint_header, self._limit)
+        framed = FramedStream(stream, varint_header, self._limit, timed=timed)
         refused: StreamError | None = None
         try:
             await framed.send(self._head, self._data)
@@ -86,6 +88,7 @@ async def serve_unary(
     limit: int,
     timeout: float,
     share: Share,
+    timed: Timed | None = None,
 ) -> None:
     """Answer one call. The handler is cancelled when the caller ends or resets its half of the stream.
 
@@ -93,11 +96,12 @@ async def serve_unary(
         limit: the most bytes of a whole message, ours and the peer's.
         timeout: seconds that the request may take to come, and the answer to go.
         share: of the bytes that we hold for the caller.
+        timed: told how fast a large request came.
 
     Raises:
         StreamError: the caller is not there any more, or too slow. In a group, as nurseries do.
     """
-    framed = FramedStream(stream, varint_header, limit, share.take)
+    framed = FramedStream(stream, varint_header, limit, share.take, timed)
     call_id = _NO_CALL
     async with trio.open_nursery() as nursery:
         try:

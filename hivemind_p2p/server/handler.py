@@ -8,20 +8,30 @@ expert's queue. Only then is anything computed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, Literal
 
 import torch
 import trio
 
-from hivemind_p2p.compression import TensorAssembler, deserialize_tensor, serialize_in_parts, serialize_tensor
+from hivemind_p2p.compression import (
+    CODECS,
+    ErrorMeter,
+    TensorAssembler,
+    carries,
+    deserialize_tensor,
+    serialize_in_parts,
+    serialize_tensor,
+)
 from hivemind_p2p.errors import DeadlineExceeded, ExpertNotFound, ProtocolViolation
 from hivemind_p2p.rpc import RPC, CallContext
+from hivemind_p2p.rpc.link_speed import LinkSpeeds
 from hivemind_p2p.runtime import ExpertBackend, TaskPool
 from hivemind_p2p.server.admission import Admission, Admitted
 from hivemind_p2p.server.declared import DeclaredTensors
 from hivemind_p2p.server.offload import off_the_loop
 from hivemind_p2p.wire import msgpack, runtime_pb2
+from hivemind_p2p.wire.expert_metadata import Wish, pack_codecs, pack_notes, read_wish
 
 SERVICE: Final = "ConnectionHandler"
 PART_TIMEOUT: Final = 60.0
@@ -39,12 +49,17 @@ class ConnectionHandler:
         experts: by uid.
         max_request_bytes: the largest request, all its tensors together as they travel.
         max_pending_bytes: the most bytes of all requests at hand.
+
+    Attributes:
+        errors: what compressing answers has cost.
     """
 
     def __init__(self, experts: Mapping[str, ExpertBackend], *, max_request_bytes: int, max_pending_bytes: int) -> None:
         self._experts = experts
         self._admission = Admission(max_request_bytes=max_request_bytes, max_pending_bytes=max_pending_bytes)
         self._unary_limit = 2**22
+        self._speeds: LinkSpeeds | None = None
+        self.errors = ErrorMeter()
 
     def register(self, rpc: RPC) -> None:
         """Answer calls of this node.
@@ -52,8 +67,9 @@ class ConnectionHandler:
         Raises:
             RPCError: another handler does.
         """
-        self._unary_limit = rpc.settings.max_message_bytes
+        self._unary_limit, self._speeds = rpc.settings.max_message_bytes, rpc.speeds
         rpc.register(f"{SERVICE}.rpc_info", runtime_pb2.ExpertUID, self.rpc_info)
+        rpc.register(f"{SERVICE}.rpc_codecs", runtime_pb2.ExpertUID, self.rpc_codecs)
         rpc.register(f"{SERVICE}.rpc_forward", runtime_pb2.ExpertRequest, self.rpc_forward)
         rpc.register(f"{SERVICE}.rpc_backward", runtime_pb2.ExpertRequest, self.rpc_backward)
         rpc.register_stream(f"{SERVICE}.rpc_forward_stream", runtime_pb2.ExpertRequest, self.rpc_forward_stream)
@@ -61,7 +77,14 @@ class ConnectionHandler:
 
     def unregister(self, rpc: RPC) -> None:
         """Answer no more calls."""
-        for method in ("rpc_info", "rpc_forward", "rpc_backward", "rpc_forward_stream", "rpc_backward_stream"):
+        for method in (
+            "rpc_info",
+            "rpc_codecs",
+            "rpc_forward",
+            "rpc_backward",
+            "rpc_forward_stream",
+            "rpc_backward_stream",
+        ):
             rpc.unregister(f"{SERVICE}.{method}")
 
     def refuse(self) -> None:
@@ -78,29 +101,36 @@ class ConnectionHandler:
             info = self._expert(request.uid).info()
             return runtime_pb2.ExpertInfo(serialized_info=msgpack.dumps(info))
 
+    async def rpc_codecs(self, request: runtime_pb2.ExpertUID, context: CallContext) -> runtime_pb2.ExpertInfo:
+        """The compressions that we know, and give when they are wished for. Not one of hivemind's methods: by serving
+        it we tell callers what we are."""
+        return runtime_pb2.ExpertInfo(serialized_info=pack_codecs(list(CODECS)))
+
     async def rpc_forward(self, request: runtime_pb2.ExpertRequest, context: CallContext) -> runtime_pb2.ExpertResponse:
         """Outputs for inputs."""
-        return await self._answer(request, "forward")
+        return await self._answer(request, "forward", context)
 
     async def rpc_backward(
         self, request: runtime_pb2.ExpertRequest, context: CallContext
     ) -> runtime_pb2.ExpertResponse:
         """Input gradients for inputs and output gradients; the expert learns."""
-        return await self._answer(request, "backward")
+        return await self._answer(request, "backward", context)
 
     def rpc_forward_stream(
         self, requests: AsyncIterator[runtime_pb2.ExpertRequest], context: CallContext
     ) -> AsyncIterator[runtime_pb2.ExpertResponse]:
         """Outputs for inputs, of any size."""
-        return self._answer_stream(requests, "forward")
+        return self._answer_stream(requests, "forward", context)
 
     def rpc_backward_stream(
         self, requests: AsyncIterator[runtime_pb2.ExpertRequest], context: CallContext
     ) -> AsyncIterator[runtime_pb2.ExpertResponse]:
         """Input gradients for inputs and output gradients, of any size; the expert learns."""
-        return self._answer_stream(requests, "backward")
+        return self._answer_stream(requests, "backward", context)
 
-    async def _answer(self, request: runtime_pb2.ExpertRequest, direction: Direction) -> runtime_pb2.ExpertResponse:
+    async def _answer(
+        self, request: runtime_pb2.ExpertRequest, direction: Direction, context: CallContext
+    ) -> runtime_pb2.ExpertResponse:
         with self._admission.enter() as admitted:
             pool = self._pool(request.uid, direction)
             declared = DeclaredTensors(pool)
@@ -111,32 +141,38 @@ class ConnectionHandler:
             declared.check_answer_fits(self._unary_limit - _ENVELOPE)
             inputs = [await _decode(message) for message in request.tensors]
             outputs = await pool.submit(*inputs)
+            kinds = _compressions(pool, outputs, wish := read_wish(request.metadata))
             return runtime_pb2.ExpertResponse(
+                metadata=await self._notes(outputs, kinds, context) if wish is not None else b"",
                 tensors=[
                     await off_the_loop(output.nbytes, kind, serialize_tensor, output, kind)
-                    for output, kind in zip(outputs, _compressions(pool), strict=True)
-                ]
+                    for output, kind in zip(outputs, kinds, strict=True)
+                ],
             )
 
     async def _answer_stream(
-        self, requests: AsyncIterator[runtime_pb2.ExpertRequest], direction: Direction
+        self, requests: AsyncIterator[runtime_pb2.ExpertRequest], direction: Direction, context: CallContext
     ) -> AsyncIterator[runtime_pb2.ExpertResponse]:
         with self._admission.enter() as admitted:
-            pool, inputs = await self._gather(requests, direction, admitted)
+            pool, inputs, wish = await self._gather(requests, direction, admitted)
             outputs = await pool.submit(*inputs)
             del inputs
-            for output, kind in zip(outputs, _compressions(pool), strict=True):
+            kinds = _compressions(pool, outputs, wish)
+            notes = await self._notes(outputs, kinds, context) if wish is not None else b""
+            for output, kind in zip(outputs, kinds, strict=True):
                 for part in await off_the_loop(output.nbytes, kind, serialize_in_parts, output, kind):
-                    yield runtime_pb2.ExpertResponse(tensors=[part])
+                    yield runtime_pb2.ExpertResponse(tensors=[part], metadata=notes)
+                    notes = b""
 
     async def _gather(
         self, requests: AsyncIterator[runtime_pb2.ExpertRequest], direction: Direction, admitted: Admitted
-    ) -> tuple[TaskPool, list[torch.Tensor]]:
-        """The tensors of a streamed request. Its first message names the expert; later ones may name it again."""
+    ) -> tuple[TaskPool, list[torch.Tensor], Wish | None]:
+        """The tensors of a streamed request, and how its answer shall travel. Its first message names the expert; later
+        ones may name it again."""
         request = await _next(requests)
         if request is None:
             raise ProtocolViolation("the request ended before it began: its first message names the expert")
-        uid = request.uid
+        uid, wish = request.uid, read_wish(request.metadata)
         pool = self._pool(uid, direction)
         declared = DeclaredTensors(pool)
         assembler = TensorAssembler(max_bytes=self._admission.max_request_bytes, max_tensors=len(pool.inputs))
@@ -155,7 +191,15 @@ class ConnectionHandler:
             request = await _next(requests)
         assembler.finish()
         declared.check_complete()
-        return pool, inputs
+        return pool, inputs, wish
+
+    async def _notes(self, outputs: Sequence[torch.Tensor], kinds: Sequence[int], context: CallContext) -> bytes:
+        """What one of our clients is told beside its answer."""
+        errors = [
+            await off_the_loop(output.nbytes, kind, self.errors.measure, output, kind)
+            for output, kind in zip(outputs, kinds, strict=True)
+        ]
+        return pack_notes(errors, self._speeds.of(context.peer_id) if self._speeds is not None else None)
 
     def _pool(self, uid: str, direction: Direction) -> TaskPool:
         expert = self._expert(uid)
@@ -172,8 +216,12 @@ class ConnectionHandler:
         return f"<ConnectionHandler of {len(self._experts)} experts: {self._admission!r}>"
 
 
-def _compressions(pool: TaskPool) -> list[int]:
-    return [descriptor.compression for descriptor in pool.outputs.descriptors]
+def _compressions(pool: TaskPool, outputs: Sequence[torch.Tensor], wish: Wish | None) -> list[int]:
+    """As the caller wishes, if we can; otherwise as the expert's schema says."""
+    if wish is None or wish.compression not in CODECS:
+        return [descriptor.compression for descriptor in pool.outputs.descriptors]
+    kind = wish.compression
+    return [kind if output.is_floating_point() and carries(kind, output.dtype) else 0 for output in outputs]
 
 
 async def _decode(message: runtime_pb2.Tensor) -> torch.Tensor:

@@ -24,3 +24,13 @@ class CompressionType(IntEnum):
     QUANTILE_8BIT = 3
     UNIFORM_8BIT = 4
     BLOCKWISE_8BIT = 5
+
+
+class OwnCompression(IntEnum):
+    """Ways of our own, for peers that say that they know them; hivemind's fail on these numbers.
+
+    * ``BLOCK_INT8``: 1.016 bytes per element; all floating dtypes. A scale for every 256 elements, no codebook: a
+      single row shrinks, too. Less error than any of hivemind's 8-bit ways, and faster.
+    """
+
+    BLOCK_INT8 = 100

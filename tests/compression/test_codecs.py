@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemind_p2p.compression import CompressionType, deserialize_tensor, serialize_tensor
+from hivemind_p2p.compression import CompressionType, OwnCompression, deserialize_tensor, serialize_tensor
 from hivemind_p2p.compression.blockwise import BLOCK, dynamic_map
 from hivemind_p2p.compression.codec import DTYPES, FLOATING
 from hivemind_p2p.errors import CodecError
@@ -200,7 +200,7 @@ def test_what_would_not_get_smaller_travels_as_it_is(compression: CompressionTyp
     assert torch.equal(deserialize_tensor(message), tensor)
 
 
-@pytest.mark.parametrize("compression", list(CompressionType))
+@pytest.mark.parametrize("compression", [*CompressionType, *OwnCompression])
 @pytest.mark.parametrize(
     "view",
     [
@@ -223,7 +223,7 @@ def test_views_and_gradients(compression: CompressionType, view: object):
     assert torch.equal(got.detach(), sent(before.contiguous(), compression))
 
 
-@pytest.mark.parametrize("compression", list(CompressionType))
+@pytest.mark.parametrize("compression", [*CompressionType, *OwnCompression])
 def test_a_decoded_tensor_can_be_written_to_and_trained_on(compression: CompressionType):
     message = serialize_tensor(torch.randn(30, 100, requires_grad=True), compression)
     got = deserialize_tensor(message)
@@ -235,7 +235,7 @@ def test_a_decoded_tensor_can_be_written_to_and_trained_on(compression: Compress
     assert message.SerializeToString() == before
 
 
-@pytest.mark.parametrize("compression", list(CompressionType))
+@pytest.mark.parametrize("compression", [*CompressionType, *OwnCompression])
 def test_inside_inference_mode_and_with_other_defaults(compression: CompressionType):
     tensor = torch.randn(30, 100)
     expected = sent(tensor, compression)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemind_p2p.compression import CompressionType, deserialize_tensor, serialize_tensor
+from hivemind_p2p.compression import CompressionType, OwnCompression, deserialize_tensor, serialize_tensor
 from hivemind_p2p.compression.codec import DTYPES
 from hivemind_p2p.errors import CodecError
 from hivemind_p2p.wire import runtime_pb2
@@ -34,7 +34,7 @@ def message(compression: int = NONE, buffer: bytes = bytes(8), size: list[int] |
 
 
 @given(
-    st.integers(-1, 7),
+    st.sampled_from([*range(-1, 8), 100]),
     st.binary(max_size=60) | st.integers(0, 3).map(lambda codes: struct.pack("<qqf", codes, codes, 1.0)),
     st.lists(st.sampled_from([0, 1, 2, 3, 4, 2**31, 2**32 - 1]), max_size=6),
     st.sampled_from(sorted(DTYPES)) | st.text(max_size=9),
@@ -52,7 +52,7 @@ def test_anything_is_a_tensor_or_a_codec_error(
         tensor.detach().zero_()
 
 
-@given(st.sampled_from(list(CompressionType)), st.data())
+@given(st.sampled_from([*CompressionType, *OwnCompression]), st.data())
 def test_damaged_bytes_are_a_tensor_or_a_codec_error(compression: CompressionType, data: st.DataObject):
     good = serialize_tensor(torch.linspace(-1, 1, 1500).view(3, 500), compression)
     damaged = bytearray(good.buffer)

@@ -12,6 +12,7 @@ from hivemind_p2p.compression import (
     MAX_UNARY_BYTES,
     PART_BYTES,
     CompressionType,
+    OwnCompression,
     TensorAssembler,
     deserialize_tensor,
     fits_unary,
@@ -38,7 +39,7 @@ tensors = st.builds(
 )  # fmt: skip
 
 
-@given(st.lists(tensors, max_size=4), st.sampled_from(list(CompressionType)), st.integers(20, 5000))
+@given(st.lists(tensors, max_size=4), st.sampled_from([*CompressionType, *OwnCompression]), st.integers(20, 5000))
 def test_any_split_gives_the_same_tensors(tensors: list[torch.Tensor], compression: CompressionType, part_size: int):
     floating = {torch.float32, torch.float64}
     chosen = [compression if each.dtype in floating else CompressionType.NONE for each in tensors]

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from hivemind_p2p import DHT, RemoteExpert, RemoteMixtureOfExperts, RemoteSwitchMixtureOfExperts, get_experts
+from hivemind_p2p import (
+    DHT,
+    Compression,
+    RemoteExpert,
+    RemoteMixtureOfExperts,
+    RemoteSwitchMixtureOfExperts,
+    get_experts,
+)
 from hivemind_p2p.errors import RemoteError
 from tests.interop.modules import Nested, Wave
 from tests.interop.process import hivemind_process
@@ -84,6 +91,18 @@ def test_compression_is_as_the_expert_wants_it(dht, uid, tolerance, rows) -> Non
     y.backward(gradient)
     for got, sent in ((y, x), (x.grad, gradient)):
         assert 0 < (got - sent).square().mean().sqrt() < tolerance
+
+
+@pytest.mark.parametrize("rows", [4, 20_000])
+def test_hivemind_s_server_gets_no_compression_that_it_does_not_know(dht, rows) -> None:
+    find(dht, "grid.0.0")
+    x = torch.randn(rows, SIZE)
+    for how in ("block_int8", "auto"):
+        [expert] = get_experts(dht, ["grid.0.0"], compression=how)
+        torch.testing.assert_close(run(expert, [x]), run(Wave(SIZE), [x]))
+    [expert] = get_experts(dht, ["grid.0.0"], compression=Compression(inputs="float16"))
+    here = Wave(SIZE)(x.half().float())
+    torch.testing.assert_close(expert(x), here)
 
 
 @pytest.mark.parametrize(("prefix", "grid"), [("grid", (2, 2)), ("flat", (4,))])
