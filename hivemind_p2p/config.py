@@ -117,6 +117,9 @@ class NATSettings:
     """Ask the router of a NAT in front of us to forward our port (NAT-PMP, UPnP)."""
     port_mapping_lease: float = 3600.0
     """How long a router is asked to forward it, if it is not asked again; it is, three times as often."""
+    mdns: bool | None = None
+    """Find peers in the same private network by mDNS, be found, and join them. None: commands that were given no
+    initial peers do, so that a swarm in one network needs none; programs of yours do not."""
     autonat: bool = True
     """Ask peers to dial us back, so that we know whether they can, and do so for them."""
     autonat_timeout: float = 5.0
@@ -128,7 +131,9 @@ class NATSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, bool) and not (value > 0 or (name == "relays" and value == 0)):
+            if value is None or isinstance(value, bool):
+                continue
+            if not (value > 0 or (name == "relays" and value == 0)):
                 raise ConfigError(f"nat.{name} must be above zero, not {value}")
 
 

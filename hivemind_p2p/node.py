@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import trio
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
@@ -28,11 +29,14 @@ from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.wire.peer_id import PeerID
 
 if TYPE_CHECKING:
+    from hivemind_p2p.transport.host import Host
     from hivemind_p2p.transport.report import ConnectionReport
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 DEFAULT_HOST_MADDRS = ("/ip4/0.0.0.0/tcp/0",)
+_NEIGHBOURS = 1.5
+"""Seconds to wait for peers in the same network, if they are looked for and nobody else is known."""
 
 
 class Node:
@@ -117,6 +121,8 @@ class Node:
             if self._initial_peers:
                 await nat.prepare(self.settings.nat.relay_timeout)  # so that the swarm hears where we are reached
             await self._join(dht)
+            if self.settings.nat.mdns:
+                await self._find_neighbours(stack, host, dht)
             self._network, self._nat, self._rpc, self._dht = network, nat, rpc, dht
             control = self.settings.control
             if control.serve:
@@ -241,6 +247,21 @@ class Node:
 
     async def _tell_peers(self) -> list[dict[str, Any]]:
         return [each.to_json() for each in await self.peers()]
+
+    async def _find_neighbours(self, stack: AsyncExitStack, host: Host, dht: DHTNode) -> None:
+        """Meet the peers in our network, now and later; a node that knows nobody else waits a moment for the first."""
+        from hivemind_p2p.nat.local_peers import LocalPeers
+
+        async def meet(maddrs: Sequence[Multiaddr]) -> None:
+            try:
+                await dht.bootstrap(maddrs)
+            except BootstrapError as error:
+                logger.debug("a peer in our network is not of our kind: %s", error)
+
+        neighbours = await stack.enter_async_context(LocalPeers(host, meet))
+        if not host.connections():
+            with trio.move_on_after(_NEIGHBOURS):
+                await neighbours.met.wait()
 
     def _running(self, part: _T | None) -> _T:
         if part is None:

@@ -27,10 +27,11 @@ settings.load_profile("untimed")
 @pytest.fixture(scope="session", autouse=True)
 def _commands_keep_to_themselves() -> Iterator[None]:
     """Commands that tests run put their sockets among themselves (the path is short, as those of sockets must be), and
-    ask no router of this network for anything."""
+    ask nobody in this network for anything."""
     with tempfile.TemporaryDirectory() as directory:
         os.environ["HIVEMIND_P2P_CONTROL__DIRECTORY"] = f"{directory}/nodes"
         os.environ["HIVEMIND_P2P_NAT__PORT_MAPPING"] = "false"
+        os.environ["HIVEMIND_P2P_NAT__MDNS"] = "false"
         yield
 
 

@@ -18,13 +18,14 @@ def bootstrap(
     host_maddrs: options.HostMaddrs = None,
     announce_maddrs: options.AnnounceMaddrs = None,
     identity_path: options.IdentityPath = None,
+    mdns: options.Mdns = None,
     config: options.Config = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Run a peer that others join the swarm through, until Ctrl-C or SIGTERM.
 
-    Without --initial-peers it is the first of its swarm.
+    Without --initial-peers it is the first of its swarm, or joins one that it finds in its network (--no-mdns: not).
     """
     set_up_logging(verbose)
     settings = options.settings_from(
@@ -34,6 +35,7 @@ def bootstrap(
             "node.host_maddrs": host_maddrs,
             "node.announce_maddrs": announce_maddrs,
             "node.identity_path": identity_path,
+            "nat.mdns": mdns,
         },
     )
     settings = options.for_serving(settings)

@@ -36,6 +36,15 @@ AnnounceMaddrs = Annotated[
     list[str] | None,
     setting("Addresses to tell others instead of those: a forwarded port, a DNS name.", _NODE, metavar="MADDR..."),
 ]
+Mdns = Annotated[
+    bool | None,
+    typer.Option(
+        "--mdns/--no-mdns",
+        help="Find and join peers in the same private network (default: when there are no initial peers).",
+        rich_help_panel=_NODE,
+        show_default=False,
+    ),
+]
 IdentityPath = Annotated[
     Path | None,
     setting("File with this node's key, made when not there. Without it every start is a new peer.", _NODE),
@@ -73,5 +82,9 @@ def settings_from(config: Path | None, options: Mapping[str, object]) -> Setting
 
 def for_serving(settings: Settings) -> Settings:
     """What nobody decided, as it is for a command that goes on until it is stopped."""
-    control = settings.control
-    return replace(settings, control=replace(control, serve=True if control.serve is None else control.serve))
+    control, nat = settings.control, settings.nat
+    if control.serve is None:
+        control = replace(control, serve=True)
+    if nat.mdns is None:
+        nat = replace(nat, mdns=not settings.node.initial_peers)
+    return replace(settings, control=control, nat=nat)

@@ -30,6 +30,7 @@ def server(
     host_maddrs: options.HostMaddrs = None,
     announce_maddrs: options.AnnounceMaddrs = None,
     identity_path: options.IdentityPath = None,
+    mdns: options.Mdns = None,
     expert_uids: Annotated[list[str] | None, _option("Host exactly these.", metavar="UID...")] = None,
     num_experts: Annotated[
         int | None, _option("Host so many, under free uids of --expert-pattern.", default="1")
@@ -69,7 +70,8 @@ def server(
 ) -> None:
     """Host experts until Ctrl-C or SIGTERM, which withdraws them from the swarm.
 
-    Without --initial-peers it starts a swarm of its own, which others can join through it.
+    Without --initial-peers it joins a swarm that it finds in its network (--no-mdns: not), or else starts one of its
+    own, which others can join through it.
     """
     set_up_logging(verbose)
     settings = options.settings_from(
@@ -79,6 +81,7 @@ def server(
             "node.host_maddrs": host_maddrs,
             "node.announce_maddrs": announce_maddrs,
             "node.identity_path": identity_path,
+            "nat.mdns": mdns,
             "hosting.expert_uids": expert_uids,
             "hosting.num_experts": num_experts,
             "hosting.expert_pattern": expert_pattern,

@@ -14,6 +14,7 @@ from multiaddr import Multiaddr
 
 from hivemind_p2p.config import Settings
 from hivemind_p2p.config_sources import load_settings
+from hivemind_p2p.dht import get_dht_time
 from hivemind_p2p.errors import HivemindError
 from hivemind_p2p.nat import NAT
 from hivemind_p2p.nat.diagnosis import health_as_json
@@ -144,6 +145,23 @@ class Commands:
         with trio.fail_after(40):
             await self.node.nat.autonat.tried.wait()
         return health_as_json(*await self.node.diagnose())
+
+    async def until_connected(self, peer: str, seconds: float) -> str:
+        """Wait until we are connected to a peer; how."""
+        with trio.fail_after(seconds):
+            while True:
+                if connections := self.node.connections(PeerID.from_base58(peer)):
+                    return _path(connections[0])
+                await trio.sleep(0.02)
+
+    async def put(self, key: str, value: str) -> bool:
+        """Store in the DHT, with others."""
+        return bool(await self.node.dht.store(key, value, get_dht_time() + 300, exclude_self=True))
+
+    async def get(self, key: str) -> str | None:
+        """Look up in the DHT."""
+        found = await self.node.dht.get(key, latest=True)
+        return found.value if found is not None else None
 
     async def until_mapped(self, seconds: float) -> tuple[str, list[str]]:
         """Wait until a router forwards our port and a peer got in there; what is said of it, and where that is."""

@@ -1,0 +1,110 @@
+"""Nodes in one network that know of nobody find each other, and whoever else speaks libp2p's mDNS."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+
+from tests.nat.lab.lab import Lab
+from tests.nat.lab.namespaces import Host, in_netns
+from tests.nat.lab.peers import Peer
+
+MDNS = {"nat.mdns": True}
+GROUP = ("224.0.0.251", 5353)
+SERVICE = b"\x04_p2p\x04_udp\x05local\x00"
+
+
+def test_two_nodes_that_were_told_of_nobody_become_one_swarm(lab: Lab, start: Callable[..., Peer]):
+    site = lab.site("home", "port-restricted", hosts=2)
+    one, other = (start(host, settings=MDNS) for host in site.hosts)
+    assert other.ask("until_connected", one.peer_id, 20) == "direct"
+    assert other.ask("put", "key", "value")
+    assert one.ask("get", "key") == "value"
+
+
+def test_without_it_nobody_is_found(lab: Lab, start: Callable[..., Peer]):
+    site = lab.site("home", "port-restricted", hosts=2)
+    silent = start(site.hosts[0], settings={"nat.mdns": False})
+    listening = start(site.hosts[1], settings=MDNS)  # which waits for others before it is ready
+    assert silent.ask("paths", listening.peer_id) == []
+
+
+def test_the_command_finds_them_by_itself(lab: Lab, start: Callable[..., Peer], monkeypatch):
+    monkeypatch.delenv("HIVEMIND_P2P_NAT__MDNS")
+    site = lab.site("home", "port-restricted", hosts=2)
+    node = start(site.hosts[0], settings=MDNS)
+    command = [sys.executable, "-m", "hivemind_p2p", "bootstrap", "--json"]
+    with site.hosts[1].popen(command, stdout=-1, text=True) as process:
+        too_late = threading.Timer(60, process.kill)
+        too_late.start()
+        try:
+            ready = json.loads(process.stdout.readline())
+            assert node.ask("until_connected", ready["peer_id"], 20) == "direct"
+        finally:
+            too_late.cancel()
+            process.kill()
+
+
+def test_it_answers_as_the_specification_says(lab: Lab, start: Callable[..., Peer]):
+    site = lab.site("home", "port-restricted", hosts=2)
+    node = start(site.hosts[0], settings=MDNS, host_maddrs=["/ip4/0.0.0.0/tcp/5005"])
+    with speaking(site.hosts[1]) as sock:
+        sock.sendto(struct.pack("!6H", 0, 0, 1, 0, 0, 0) + SERVICE + struct.pack("!2H", 12, 1), GROUP)
+        expected = f"dnsaddr=/ip4/{site.hosts[0].ip}/tcp/5005/p2p/{node.peer_id}".encode()
+        while True:
+            data, (sender, _) = sock.recvfrom(9000)
+            if sender == site.hosts[0].ip and data[2] & 0x80 and expected in data:
+                break
+    assert SERVICE in data
+    assert bytes([len(expected)]) + expected in data  # one string of a TXT record
+
+
+def test_it_hears_what_others_answer(lab: Lab, start: Callable[..., Peer]):
+    """The least that the specification asks for: the service leads to a peer's name, and that to its TXT record."""
+    site = lab.site("home", "port-restricted", hosts=2)
+    stranger = site.hosts[1]
+    with stranger.socket(socket.SOCK_STREAM, 4001, timeout=30) as listener, speaking(stranger) as sock:
+        listener.listen()
+        start(site.hosts[0], settings=MDNS)
+        peer_id = "12D3KooWSzyjKBkg2TrVkdoZqcPZXxPrZpF1xwMBmdPAdaB7yZRs"
+        sock.sendto(answer(f"dnsaddr=/ip4/{stranger.ip}/tcp/4001/p2p/{peer_id}".encode()), GROUP)
+        connection, (caller, _) = listener.accept()
+        connection.close()
+        assert caller == site.hosts[0].ip
+
+
+@contextlib.contextmanager
+def speaking(host: Host):
+    """A socket that takes part in mDNS: on its port, in its group."""
+    with in_netns(host.ns):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(host.ip))
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 255)
+        sock.bind(("", GROUP[1]))
+        joined = socket.inet_aton(GROUP[0]) + socket.inet_aton(host.ip)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, joined)
+        sock.settimeout(20)
+        yield sock
+
+
+def answer(text: bytes) -> bytes:
+    """PTR and TXT as one response."""
+    label = b"k4x0v7qzmnbw2d9s"
+    name = bytes([len(label)]) + label + SERVICE
+
+    def resource(owner: bytes, kind: int, data: bytes) -> bytes:
+        return owner + struct.pack("!HHIH", kind, 1, 120, len(data)) + data
+
+    return (
+        struct.pack("!6H", 0, 0x8400, 0, 1, 0, 1)
+        + resource(SERVICE, 12, name)
+        + resource(name, 16, bytes([len(text)]) + text)
+    )
