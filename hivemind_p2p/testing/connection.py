@@ -2,66 +2,58 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 from multiaddr import Multiaddr
 
-from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, StreamReset
-from hivemind_p2p.testing.stream import Mark, MemoryStream
-from hivemind_p2p.testing.world import World
+from hivemind_p2p.testing.stream import MemoryStream
 from hivemind_p2p.transport.api import Stream, StreamHandler, Traffic
 from hivemind_p2p.transport.connection import run_handler
 from hivemind_p2p.transport.registry import KeptConnection
-from hivemind_p2p.wire.peer_id import PeerID
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from hivemind_p2p.testing.network import MemoryNetwork
 
 
 class MemoryConnection(KeptConnection):
-    """One end of a connection; :meth:`pair` makes both. Each end's network runs its :meth:`serve`."""
+    """One end of a connection; :meth:`pair` makes both.
+
+    Args:
+        network: whose end it is.
+        remote_maddr: of the other end.
+    """
 
     other: MemoryConnection
 
     def __init__(
-        self,
-        world: World,
-        own_id: PeerID,
-        peer_id: PeerID,
-        remote_maddr: Multiaddr,
-        *,
-        outbound: bool,
-        settings: TransportSettings,
+        self, network: MemoryNetwork, other: MemoryNetwork, remote_maddr: Multiaddr, *, outbound: bool
     ) -> None:
-        self.peer_id, self.remote_maddr, self.outbound = peer_id, remote_maddr, outbound
+        self.peer_id, self.remote_maddr, self.outbound = other.peer_id, remote_maddr, outbound
         self.opened_at = self.used_at = trio.current_time()
-        self.world = world
+        self.world = network.world
         self.bytes_sent = 0
-        self.streams: set[MemoryStream] = set()
-        self._own_id = own_id
-        self._settings = settings
-        self._arriving: deque[tuple[float, MemoryStream]] = deque()
-        self._last_arrival = 0.0
-        self._goodbye_at = math.inf
+        self.known: set[str] = set()
+        """Protocols that the peer has agreed to speak."""
+        self.streams: dict[MemoryStream, None] = {}
+        self._network = network
+        self._held: list[Callable[[], None]] = []
+        self._cut_since: float | None = None
         self._closed = False
-        self._changed = trio.Event()
 
     @classmethod
     def pair(
-        cls,
-        world: World,
-        dialer: tuple[PeerID, Multiaddr, TransportSettings],
-        listener: tuple[PeerID, Multiaddr, TransportSettings],
+        cls, dialer: MemoryNetwork, listener: MemoryNetwork, maddr: Multiaddr
     ) -> tuple[MemoryConnection, MemoryConnection]:
-        """The two ends of a connection, the dialer's first; each peer with its address and settings."""
-        (one, one_maddr, one_settings), (other, other_maddr, other_settings) = dialer, listener
-        ours = cls(world, one, other, other_maddr, outbound=True, settings=one_settings)
-        theirs = cls(world, other, one, one_maddr, outbound=False, settings=other_settings)
+        """The two ends of a connection, the dialer's first."""
+        ours = cls(dialer, listener, maddr, outbound=True)
+        theirs = cls(listener, dialer, dialer.maddr, outbound=False)
         ours.other, theirs.other = theirs, ours
+        for end in (ours, theirs):
+            end.world_changed()  # it may be cut before it is used
         return ours, theirs
 
     @property
@@ -79,33 +71,32 @@ class MemoryConnection(KeptConnection):
     @property
     def works(self) -> bool:
         """Whether bytes get through at the moment."""
-        return self.world.reachable(self._own_id, self.peer_id)
+        return self.world.reachable(self._network.peer_id, self.peer_id)
 
     def lost(self) -> ConnectionLost:
         """The error for whoever used the connection when it went away."""
         return ConnectionLost(f"the connection to {self.peer_id} is gone; call again to connect anew")
 
     async def open_stream(self, protocol: str) -> Stream:
-        await trio.lowlevel.checkpoint()
         if self._closed:
             raise self.lost()
         self.used_at = trio.current_time()
         ours, theirs = MemoryStream.pair(self, protocol)
-        other = self.other
-        other._last_arrival = max(other._last_arrival, trio.current_time() + self.world.travel_time())
-        other._arriving.append((other._last_arrival, theirs))
-        other._poke()
+        known, timeout = protocol in self.known, self._network.settings.negotiate_timeout
+        ours.post(partial(self.other._accept, theirs, expected=not known))
+        if known:  # as on a real connection, what is said next travels with the question
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return ours
         try:
-            with trio.fail_after(self._settings.negotiate_timeout):
+            with trio.fail_after(timeout):
                 await ours.agree()
         except trio.TooSlowError:
             ours.throw_away()
-            raise StreamReset(
-                f"{self.peer_id} did not answer within {self._settings.negotiate_timeout:g} s, asked for {protocol!r}"
-            ) from None
+            raise StreamReset(f"{self.peer_id} did not answer within {timeout:g} s, asked for {protocol!r}") from None
         except BaseException:
             ours.throw_away()
             raise
+        self.known.add(protocol)
         return ours
 
     async def aclose(self) -> None:
@@ -115,66 +106,77 @@ class MemoryConnection(KeptConnection):
     def close(self) -> None:
         """:meth:`aclose`, which has nothing to wait for."""
         if not self._closed:
-            told = [stream._last_arrival for stream in self.other.streams]
-            self.other._goodbye_at = max(trio.current_time() + self.world.travel_time(), *told, 0.0)
-            self.other._poke()
+            told = [stream.last_arrival for stream in self.other.streams]
+            self.send(max(trio.current_time() + self.world.travel_time(), *told, 0.0), self.other._goodbye_came)
             self._end()
 
-    async def serve(self, handlers: Mapping[str, StreamHandler]) -> None:
-        """Serve the streams that the peer opens; returns when the connection is gone, with its handlers cancelled."""
-        async with trio.open_nursery() as nursery:
-            while not self._closed:
-                if not self.works:
-                    await self._outlast()
-                elif self._goodbye_at <= trio.current_time():
-                    self._end()
-                elif self._arriving and self._arriving[0][0] <= trio.current_time():
-                    self._accept(self._arriving.popleft()[1], handlers, nursery)
-                else:
-                    next_arrival = self._arriving[0][0] if self._arriving else math.inf
-                    await self._change(min(next_arrival, self._goodbye_at))
-            nursery.cancel_scope.cancel()
+    def send(self, when: float, arrive: Callable[[], None]) -> None:
+        """Have something arrive at the other end."""
+        self.other._network.mail.post(when, self.other, arrive)
+
+    def came(self, arrive: Callable[[], None]) -> None:
+        """Something has arrived at this end, if things get through at the moment; otherwise it does when they do."""
+        if self._closed:
+            return
+        if self._cut_since is not None:
+            self._held.append(arrive)
+        else:
+            arrive()
 
     def world_changed(self) -> None:
         """Who reaches whom is not what it was."""
-        self._poke()
-        for stream in list(self.streams):
-            stream.poke()
+        if self._closed:
+            return
+        if self.works:
+            self._cut_since = None
+            held, self._held = self._held, []
+            for arrive in held:
+                arrive()
+        elif self._cut_since is None:
+            self._cut_since = trio.current_time()
+            self._network.nursery.start_soon(self._outlast, self._cut_since)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self.streams)} streams"
         return f"<Connection {'to' if self.outbound else 'from'} {self.peer_id!r} at {self.remote_maddr}, {state}>"
 
-    def _accept(self, stream: MemoryStream, handlers: Mapping[str, StreamHandler], nursery: trio.Nursery) -> None:
+    def _accept(self, stream: MemoryStream, *, expected: bool) -> None:
+        """The peer has opened a stream; ``expected``: and waits for our word on its protocol."""
         self.used_at = trio.current_time()
-        handler = handlers.get(stream.protocol)
+        handler = self._network.handlers.get(stream.protocol)
         if handler is None:
-            stream.answer(Mark.REFUSED)
-            stream.throw_away()
+            stream.refuse()
         else:
-            stream.answer(Mark.ACCEPTED)
-            nursery.start_soon(run_handler, handler, stream)
+            if expected:
+                stream.accept()
+            self._network.nursery.start_soon(self._serve, handler, stream)
 
-    async def _outlast(self) -> None:
+    async def _serve(self, handler: StreamHandler, stream: MemoryStream) -> None:
+        with trio.CancelScope() as stream.serving:
+            if self._closed:
+                stream.serving.cancel()
+            await run_handler(handler, stream)
+
+    async def _outlast(self, since: float) -> None:
         """Nothing gets through. If that lasts, keepalive finds the other end dead."""
-        until = trio.current_time() + self._settings.keepalive_interval + self._settings.keepalive_timeout
-        while not self.works and not self._closed:
-            if trio.current_time() >= until:
-                self._end()
-            else:
-                await self._change(until)
+        settings = self._network.settings
+        await trio.sleep(settings.keepalive_interval + settings.keepalive_timeout)
+        if self._cut_since == since:
+            self._end()
+
+    def _goodbye_came(self) -> None:
+        self._network.nursery.start_soon(self._leave)
+
+    async def _leave(self) -> None:
+        """Whoever waits for what came just before reads it first."""
+        self._end()
 
     def _end(self) -> None:
-        self._closed = True
-        for stream in list(self.streams):
-            stream.poke()
-        self._poke()
-
-    async def _change(self, until: float) -> None:
-        changed = self._changed
-        with trio.CancelScope(deadline=until):
-            await changed.wait()
-
-    def _poke(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        if not self._closed:
+            self._closed = True
+            self._held.clear()
+            self._network.connection_ended(self)
+            for stream in list(self.streams):
+                if stream.serving is not None:
+                    stream.serving.cancel()
+                stream.poke()

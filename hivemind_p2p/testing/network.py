@@ -13,6 +13,7 @@ from multiaddr import Multiaddr
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, DialError, NodeClosed, TransportError
 from hivemind_p2p.testing.connection import MemoryConnection
+from hivemind_p2p.testing.mail import Mail
 from hivemind_p2p.testing.world import World
 from hivemind_p2p.transport.address_book import AddressBook
 from hivemind_p2p.transport.addresses import split_peer, with_peer
@@ -26,7 +27,7 @@ class MemoryNetwork:
     """A peer's connections in memory: ``async with world.network() as network``. Implements ``transport.api.Network``.
 
     It dials by the rules of the real ``Host`` (the same address book, dialer and choice among connections). Connecting
-    takes one round trip, and so does opening a stream.
+    takes one round trip, and so does opening a stream for a protocol that the peer is not known to speak.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class MemoryNetwork:
         self.peer_id = peer_id
         self.maddr = maddr
         self.settings = settings
+        self.handlers: dict[str, StreamHandler] = {}
+        self.mail = Mail()
         self._listen = listen
-        self._handlers: dict[str, StreamHandler] = {}
         self._connections: ConnectionRegistry[MemoryConnection] = ConnectionRegistry(peer_id)
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
@@ -49,6 +51,7 @@ class MemoryNetwork:
             raise NodeClosed("this network was started before; ask the world for a new one")
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
+        self._nursery.start_soon(self.mail.run)
         self._dialer = Dialer(self._nursery, self._book, self.settings, self._attempt, self._register)
         self.world.arrived(self, listening=self._listen)
         return self
@@ -68,6 +71,17 @@ class MemoryNetwork:
             await self._nursery_manager.__aexit__(None, None, None)
             return None
         return await self._nursery_manager.__aexit__(kind, error, trace)
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        """Owns what serves streams."""
+        self._running()
+        assert self._nursery is not None
+        return self._nursery
+
+    def connection_ended(self, connection: MemoryConnection) -> None:
+        """A connection is no more."""
+        self._connections.remove(connection)
 
     @property
     def visible_maddrs(self) -> Sequence[Multiaddr]:
@@ -97,9 +111,9 @@ class MemoryNetwork:
 
     def set_stream_handler(self, protocol: str, handler: StreamHandler | None) -> None:
         if handler is None:
-            self._handlers.pop(protocol, None)
+            self.handlers.pop(protocol, None)
         else:
-            self._handlers[protocol] = handler
+            self.handlers[protocol] = handler
 
     def connections(self, peer_id: PeerID | None = None) -> Sequence[Connection]:
         return self._connections.of(peer_id)
@@ -118,7 +132,6 @@ class MemoryNetwork:
         """Close the connections to a peer and forget its addresses; of all peers, as after a restart, if None."""
         for connection in list(self._connections.of(peer_id)):
             connection.close()
-            self._connections.remove(connection)
         if peer_id is not None:
             for maddr in self._book.addresses(peer_id):
                 self._book.forget(peer_id, maddr)
@@ -161,9 +174,7 @@ class MemoryNetwork:
             raise TransportError("connection refused")
         if there.peer_id != peer_id:
             raise WrongPeer(f"somebody else lives there: {there.peer_id}")
-        ours, theirs = MemoryConnection.pair(
-            self.world, (self.peer_id, self.maddr, self.settings), (peer_id, maddr, there.settings)
-        )
+        ours, theirs = MemoryConnection.pair(self, there, maddr)
         there._accept(theirs)
         return ours
 
@@ -173,13 +184,5 @@ class MemoryNetwork:
 
     def _register(self, connection: MemoryConnection) -> None:
         self._running()
-        assert self._nursery is not None
         self._connections.add(connection)
         self._book.heard_of(connection.peer_id)
-        self._nursery.start_soon(self._serve, connection)
-
-    async def _serve(self, connection: MemoryConnection) -> None:
-        try:
-            await connection.serve(self._handlers)
-        finally:
-            self._connections.remove(connection)

@@ -1,14 +1,16 @@
 """Streams in memory: what one end writes, the other reads a little later.
 
-A stream is two ends, each with a queue of what is on its way to it: ``(when it arrives, piece)``. A piece is bytes, or
-one of the marks below. A reset overtakes nothing either, but once it has arrived it fails the writer at once, and the
-reader when it has read what came before.
+A stream is two ends, each with a queue of what has come and was not read. A piece is bytes, or one of the marks below.
+A reset overtakes nothing either, but once it has arrived it fails the writer at once, and the reader when it has read
+what came before. While nothing gets through, what should have come is held by the connection.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -27,7 +29,6 @@ class Mark(Enum):
     """What arrives besides bytes."""
 
     ACCEPTED = auto()
-    REFUSED = auto()
     END = auto()
 
 
@@ -39,28 +40,29 @@ class MemoryStream(Stream):
     def __init__(self, connection: MemoryConnection, protocol: str) -> None:
         self.peer_id = connection.peer_id
         self.protocol = protocol
+        self.serving: trio.CancelScope | None = None
+        """Around the handler that serves it, if one does."""
         self._connection = connection
-        self._incoming: deque[tuple[float, bytes | Mark]] = deque()
+        self._incoming: deque[bytes | Mark] = deque()
         self._unread = 0
-        self._last_arrival = 0.0
-        self._reset_at: float | None = None
-        self._ended = self._closed = False
+        self.last_arrival = 0.0
+        self._said_at = -1.0
+        self._refused = self._was_reset = self._ended = self._closed = False
         self._reading = self._writing = False
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None
 
     @classmethod
     def pair(cls, connection: MemoryConnection, protocol: str) -> tuple[MemoryStream, MemoryStream]:
         """The two ends of a stream on ``connection``: ours and the peer's."""
         ours, theirs = cls(connection, protocol), cls(connection.other, protocol)
         ours.other, theirs.other = theirs, ours
-        connection.streams.add(ours)
-        connection.other.streams.add(theirs)
+        connection.streams[ours] = connection.other.streams[theirs] = None
         return ours, theirs
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._begin_writing()
         try:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             rest = memoryview(data).cast("B")
             while rest:
                 size = min(len(rest), await self._window())
@@ -84,14 +86,15 @@ class MemoryStream(Stream):
             raise trio.BusyResourceError(f"another task is reading from the stream to {self.peer_id}")
         self._reading = True
         try:
-            await trio.lowlevel.checkpoint()
+            if self._incoming:
+                await trio.lowlevel.checkpoint()
             piece = await self._next()
             if isinstance(piece, Mark):
                 return b""
             if max_bytes is None or len(piece) <= max_bytes:
                 self._incoming.popleft()
             else:
-                self._incoming[0] = (self._incoming[0][0], piece[max_bytes:])
+                self._incoming[0] = piece[max_bytes:]
                 piece = piece[:max_bytes]
             self._unread -= len(piece)
             self.other.poke()
@@ -103,14 +106,17 @@ class MemoryStream(Stream):
         self._begin_writing(may_have_ended=True)
         self._writing = False
         self._check_writable()
-        self._end()
+        if not self._ended:
+            self._ended = True
+            self._send(Mark.END)
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         if not self._closed:
-            self._end()  # having seen our end, the peer can read all that we wrote
-            self.throw_away()
-        await trio.lowlevel.checkpoint()
+            # Having seen our end, the peer can read all that we wrote.
+            self.post(partial(self.other._reset_came, ended=not self._ended))
+            self._throw_away()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def reset(self) -> None:
         self.throw_away()
@@ -118,12 +124,8 @@ class MemoryStream(Stream):
     def throw_away(self) -> None:
         """:meth:`reset`, which has nothing to wait for."""
         if not self._closed:
-            self._closed = True
-            self.other._reset_at = self._arrival()
-            self._incoming.clear()
-            self._connection.streams.discard(self)
-            self.poke()
-            self.other.poke()
+            self.post(self.other._reset_came)
+            self._throw_away()
 
     # The connection calls these.
 
@@ -133,53 +135,75 @@ class MemoryStream(Stream):
         Raises:
             ProtocolNotSupported, StreamReset, ConnectionLost
         """
-        answer = await self._next()
+        await self._next()
         self._incoming.popleft()
-        if answer is Mark.REFUSED:
-            self.throw_away()
-            raise ProtocolNotSupported(
-                f"the peer does not speak {self.protocol!r}; check its version and what it serves"
-            )
 
-    def answer(self, mark: Mark) -> None:
+    def accept(self) -> None:
         """Say the word that the peer waits for."""
-        self._send(mark)
+        self._send(Mark.ACCEPTED)
+
+    def refuse(self) -> None:
+        """We do not speak this protocol."""
+        self.post(self.other._refusal_came)
+        self._throw_away()
+
+    def post(self, arrive: Callable[[], None]) -> None:
+        """Have something arrive at the other end: never before what we said last, and with it if that was just now."""
+        other, now = self.other, trio.current_time()
+        if not other._closed:
+            if now != self._said_at:
+                other.last_arrival = max(other.last_arrival, now + self._connection.world.travel_time())
+                self._said_at = now
+            self._connection.send(other.last_arrival, arrive)
 
     def poke(self) -> None:
         """Something changed that our reader or our writer may wait for."""
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def __repr__(self) -> str:
         return f"<MemoryStream {self.protocol} to {self.peer_id!r}, {'closed' if self._closed else 'open'}>"
 
     def _send(self, piece: bytes | Mark) -> None:
-        self.other._incoming.append((self._arrival(), piece))
         if isinstance(piece, bytes):
             self.other._unread += len(piece)
             self._connection.bytes_sent += len(piece)
+        self.post(partial(self.other._came, piece))
+
+    def _came(self, piece: bytes | Mark) -> None:
+        if not self._closed:
+            self._incoming.append(piece)
+            self.poke()
+
+    def _reset_came(self, *, ended: bool = False) -> None:
+        if not self._closed:
+            if ended:
+                self._incoming.append(Mark.END)
+            self._was_reset = True
+            self.poke()
+
+    def _refusal_came(self) -> None:
+        self._refused = True
+        self._connection.known.discard(self.protocol)
+        self.poke()
+
+    def _throw_away(self) -> None:
+        self._closed = self._ended = True
+        self._incoming.clear()
+        self._connection.streams.pop(self, None)
+        self.poke()
         self.other.poke()
-
-    def _end(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._send(Mark.END)
-
-    def _arrival(self) -> float:
-        """When what we say now arrives: never before what we said last."""
-        other = self.other
-        other._last_arrival = max(other._last_arrival, trio.current_time() + self._connection.world.travel_time())
-        return other._last_arrival
 
     async def _next(self) -> bytes | Mark:
         """The piece that is to be read next, once it is there."""
         while True:
             if self._closed:
                 raise self._closed_here()
-            if self._incoming and self._is_here(self._incoming[0][0]):
-                return self._incoming[0][1]
+            if self._incoming:
+                return self._incoming[0]
             self._check_alive()
-            await self._change(self._incoming[0][0] if self._incoming else self._reset_at)
+            await self._change()
 
     async def _window(self) -> int:
         """How many bytes may be sent; waits until there are some."""
@@ -187,24 +211,21 @@ class MemoryStream(Stream):
             self._check_writable()
             if self.other._unread < WINDOW:
                 return WINDOW - self.other._unread
-            await self._change(self._reset_at)
+            await self._change()
 
-    async def _change(self, arrival: float | None) -> None:
-        """Wait for something to happen, or for what arrives then."""
-        changed = self._changed
-        if arrival is None or arrival <= trio.current_time():  # here already, but for a broken connection
-            await changed.wait()
-        else:
-            with trio.CancelScope(deadline=arrival):
-                await changed.wait()
-
-    def _is_here(self, arrival: float) -> bool:
-        return arrival <= trio.current_time() and self._connection.works
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = trio.Event()
+        await self._changed.wait()
 
     def _check_alive(self) -> None:
         if self._connection.closed:
             raise self._connection.lost()
-        if self._reset_at is not None and self._is_here(self._reset_at):
+        if self._refused:
+            raise ProtocolNotSupported(
+                f"the peer does not speak {self.protocol!r}; check its version and what it serves"
+            )
+        if self._was_reset:
             raise StreamReset(f"{self.peer_id} threw the stream {self.protocol!r} away")
 
     def _check_writable(self) -> None:
