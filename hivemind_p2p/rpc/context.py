@@ -29,5 +29,6 @@ class CallContext:
     method: str
 
 
-UnaryHandler: TypeAlias = Callable[[M, CallContext], Awaitable[Message]]
+UnaryHandler: TypeAlias = Callable[[M, CallContext], Awaitable[Message] | Message]
+"""One that has nothing to wait for may be a plain function, which is cheaper to serve."""
 StreamHandler: TypeAlias = Callable[[AsyncIterator[M], CallContext], AsyncIterator[Message]]

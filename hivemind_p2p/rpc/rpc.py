@@ -80,7 +80,8 @@ class RPC:
     def register(self, method: str, request_type: type[M], handler: UnaryHandler[M]) -> None:
         """Serve a method: ``async def handler(request, context) -> response``.
 
-        The handler is cancelled when its caller gives up. What it raises, its caller gets as a ``RemoteError``.
+        The handler is cancelled when its caller gives up. What it raises, its caller gets as a ``RemoteError``. One
+        that has nothing to wait for may be a plain function, which is cheaper to serve.
 
         Raises:
             RPCError: it is served already.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -103,27 +103,38 @@ async def serve_unary(
     """
     framed = FramedStream(stream, varint_header, limit, share.take, timed)
     call_id = _NO_CALL
+    try:
+        with _patience(stream, timeout, "its request did not come"):
+            frame = await framed.receive()
+        if frame is None:
+            raise StreamError(f"{stream.peer_id} asked for nothing")
+        request = calls.read_request(frame.body)
+        call_id = request.call_id
+        message = parse(request_type, request.data)
+    except RPCError as error:
+        await _answer(framed, calls.unary_error(call_id, text_of(error)), b"", timeout)
+        return
+    response: Message | Awaitable[Message] | Exception
+    try:
+        response = handler(message, context)
+    except Exception as error:  # the boundary of one request
+        response = error
+    if isinstance(response, Message | Exception):  # nobody had to wait: it is too late to give up
+        await _answer(framed, *_packed(call_id, response, limit, catch), timeout)
+        return
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(_raise_when_given_up, framed)
         try:
-            with _patience(stream, timeout, "its request did not come"):
-                frame = await framed.receive()
-            if frame is None:
-                raise StreamError(f"{stream.peer_id} asked for nothing")
-            request = calls.read_request(frame.body)
-            call_id = request.call_id
-            message = parse(request_type, request.data)
-        except RPCError as error:
-            head, data = calls.unary_error(call_id, text_of(error)), b""
-        else:
-            nursery.start_soon(_raise_when_given_up, framed)
-            try:
-                data = (await handler(message, context)).SerializeToString()
-                head = _response_head(call_id, len(data), limit)
-            except Exception as error:  # the boundary of one request
-                head, data = calls.unary_error(call_id, catch(error)), b""
-        with _patience(stream, timeout, "it did not take its answer"):
-            await framed.send(head, data)
+            response = await response
+        except Exception as error:  # the boundary of one request
+            response = error
+        await _answer(framed, *_packed(call_id, response, limit, catch), timeout)
         nursery.cancel_scope.cancel()
+
+
+async def _answer(framed: FramedStream, head: bytes, data: bytes, timeout: float) -> None:
+    with _patience(framed.stream, timeout, "it did not take its answer"):
+        await framed.send(head, data)
 
 
 def parse(kind: type[M], data: bytearray) -> M:
@@ -138,11 +149,20 @@ def parse(kind: type[M], data: bytearray) -> M:
         raise ProtocolViolation(f"{len(data)} bytes are not a {kind.DESCRIPTOR.name}") from None
 
 
-def _response_head(call_id: bytes, size: int, limit: int) -> bytes:
-    head = calls.unary_response_head(call_id, size)
-    if len(head) + size > limit:
-        raise MessageTooLarge(f"an answer of {size} bytes is above the limit of {limit}: ask for less, or stream it")
-    return head
+def _packed(call_id: bytes, response: Message | Exception, limit: int, catch: Catch) -> tuple[bytes, bytes]:
+    """An answer as it travels: its head and its data."""
+    try:
+        if isinstance(response, Exception):
+            raise response
+        data = response.SerializeToString()
+        head = calls.unary_response_head(call_id, len(data))
+        if len(head) + len(data) > limit:
+            raise MessageTooLarge(
+                f"an answer of {len(head) + len(data)} bytes is above the limit of {limit}: ask for less, or stream it"
+            )
+    except Exception as error:  # what the handler raised, or it returned what cannot be sent
+        return calls.unary_error(call_id, catch(error)), b""
+    return head, data
 
 
 async def _raise_when_given_up(framed: FramedStream) -> None:

@@ -71,6 +71,26 @@ async def test_a_handlers_error_reaches_the_caller(autojump_clock, pair):
     assert caught.value.remote_text == "SchemaMismatch: two inputs are wanted, not one"
 
 
+async def test_a_handler_with_nothing_to_wait_for_is_a_plain_function(autojump_clock, pair):
+    caller, callee = pair
+
+    def greet(request, context):
+        if request.value == "nobody":
+            raise SchemaMismatch("a name is wanted")
+        return StringValue(value=f"hello {request.value}") if request.value else None
+
+    callee.register(HELLO, StringValue, greet)
+
+    async def ask(value: str) -> str:
+        return (await caller.call(callee.network.peer_id, HELLO, StringValue(value=value), StringValue)).value
+
+    assert [await ask(value) for value in ("a", "b")] == ["hello a", "hello b"]
+    with pytest.raises(SchemaMismatch, match="a name is wanted"):
+        await ask("nobody")
+    with pytest.raises(RemoteError, match="NoneType"):
+        await ask("")
+
+
 async def test_a_deadline_cancels_the_handler(autojump_clock, pair):
     caller, callee = pair
     cancelled = trio.Event()
