@@ -217,9 +217,10 @@ class DHTSettings:
     keys_per_request: int = 64
     """The most keys that one of our find requests asks for."""
     wait_timeout: float = 3.0
-    """A request is lost after this long."""
+    """A request is lost after this long; one to a peer that usually answers fast, sooner."""
     slow_after: float = 1.0
-    """A request that is not answered for this long holds up its lookup no more: another peer is asked beside it."""
+    """A request that is not answered for this long, or for much longer than is usual for its peer, holds up its lookup
+    no more: another peer is asked beside it."""
     lookup_timeout: float = 30.0
     """A lookup ends after this long with what it has found by then."""
     bootstrap_timeout: float = 15.0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import trio
 
 from hivemind_p2p.dht.keys import DHTID
 from hivemind_p2p.dht.messages import FindAnswer, PeerContact
 from hivemind_p2p.dht.protocol import DHTProtocol
+from hivemind_p2p.dht.trace import LookupEnded
 from hivemind_p2p.kademlia import Lookup, Request
 from hivemind_p2p.wire.peer_id import PeerID
 
@@ -20,6 +21,8 @@ class Crawl:
         targets: ids of nodes or keys.
         on_answer: called with every answer, before the next requests; it may ``finish`` targets.
         on_finished: called once for every target, when its search is over.
+        wait_for_slow: whether to wait for peers who are late, as far as ``lookup_timeout`` allows.
+        width: how many of the nearest nodes have to answer; by default ``bucket_size``.
     """
 
     def __init__(
@@ -29,6 +32,8 @@ class Crawl:
         *,
         on_answer: Callable[[PeerContact, FindAnswer], None] = lambda contact, answer: None,
         on_finished: Callable[[DHTID], None] = lambda target: None,
+        wait_for_slow: bool = True,
+        width: int | None = None,
     ) -> None:
         self._protocol, self._on_answer, self._on_finished = protocol, on_answer, on_finished
         settings, now = protocol.settings, protocol.clock()
@@ -43,15 +48,19 @@ class Crawl:
             self._unfinished,
             seeds,
             own=protocol.own,
-            width=settings.bucket_size,
+            width=settings.bucket_size if width is None else width,
             alpha=settings.alpha,
             max_parallel=settings.parallel_rpc,
             targets_per_request=settings.keys_per_request,
+            wait_for_slow=wait_for_slow,
         )
         self._nursery: trio.Nursery | None = None
+        self._requests = self._failures = self._hops = 0
+        self._depth: dict[PeerContact, int] = dict.fromkeys(seeds, 1)
 
     async def run(self) -> None:
         """Search until every target is finished, or until ``lookup_timeout``."""
+        began = trio.current_time()
         with trio.move_on_after(self._protocol.settings.lookup_timeout):
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -60,6 +69,10 @@ class Crawl:
         for target in list(self._unfinished):
             self.lookup.finish(target)
         self._report_finished()
+        if self._protocol.trace is not None and self._requests:
+            seconds = trio.current_time() - began
+            targets = len(self.lookup.targets)
+            self._protocol.trace(LookupEnded(targets, self._requests, self._failures, self._hops, seconds))
 
     def finish(self, target: DHTID) -> None:
         """End the search for one target: it was found, or nobody wants it any more."""
@@ -78,27 +91,38 @@ class Crawl:
         if self._nursery is None:
             return
         for request in self.lookup.next_requests():
+            self._requests += 1
             self._nursery.start_soon(self._ask, request)
         if self.lookup.done:
             self._nursery.cancel_scope.cancel()
 
     async def _ask(self, request: Request[PeerID]) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._lose_patience, request)
+        patience = self._protocol.patience.slow_after(request.contact.peer)
+        alarm = self._protocol.alarms.after(patience, lambda: self._lose_patience(request))
+        try:
             answer = await self._protocol.find(request.contact.peer, request.targets)
-            nursery.cancel_scope.cancel()
+        finally:
+            alarm.call_off()
         if answer is None:
+            self._failures += 1
             self.lookup.failed(request)
         else:
             neighbours = {target: found.nearest for target, found in answer.found.items()}
+            self._note_depth(request, neighbours)
             self.lookup.answered(request, answer.node_id, neighbours)
             self._on_answer(request.contact, answer)
         self._go_on()
 
-    async def _lose_patience(self, request: Request[PeerID]) -> None:
-        await trio.sleep(self._protocol.settings.slow_after)
+    def _lose_patience(self, request: Request[PeerID]) -> None:
         self.lookup.slow(request)
         self._go_on()
+
+    def _note_depth(self, request: Request[PeerID], neighbours: Mapping[DHTID, Sequence[PeerContact]]) -> None:
+        depth = self._depth.get(request.contact, 1)
+        self._hops = max(self._hops, depth)
+        for named in neighbours.values():
+            for contact in named:
+                self._depth.setdefault(contact, depth + 1)
 
     def _report_finished(self) -> None:
         for target in [target for target in self._unfinished if self.lookup.is_finished(target)]:

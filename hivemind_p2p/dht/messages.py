@@ -25,6 +25,7 @@ from hivemind_p2p.kademlia.records import Record
 from hivemind_p2p.wire import dht_pb2, msgpack
 from hivemind_p2p.wire.peer_id import PeerID
 
+_CACHED: Final = 2**14
 _REASONS: Final = frozenset(verdict.value for verdict in Verdict if not verdict)
 PeerContact: TypeAlias = Contact[PeerID]
 Addresses: TypeAlias = Mapping[PeerID, Sequence[Multiaddr]]
@@ -271,7 +272,7 @@ def _id(raw: bytes) -> DHTID:
         raise ProtocolViolation(str(error)) from None
 
 
-@lru_cache(4096)  # every answer names many addresses, mostly the same ones, and reading one is slow
+@lru_cache(_CACHED)  # every answer names many addresses, mostly the same ones, and reading one is slow
 def _maddr(raw: bytes) -> Multiaddr | None:
     try:
         maddr = Multiaddr(raw)
@@ -281,6 +282,7 @@ def _maddr(raw: bytes) -> Multiaddr | None:
     return maddr
 
 
+@lru_cache(_CACHED)  # likewise; and ids that are one object are equal at a glance
 def _peer_id(raw: bytes) -> PeerID | None:
     try:
         return PeerID(raw)

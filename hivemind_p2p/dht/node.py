@@ -35,6 +35,7 @@ from hivemind_p2p.dht.protocol import DHTProtocol
 from hivemind_p2p.dht.search import Searches
 from hivemind_p2p.dht.store import store_items
 from hivemind_p2p.dht.survey import PeerReport, survey
+from hivemind_p2p.dht.trace import DHTTrace
 from hivemind_p2p.dht.upkeep import Upkeep
 from hivemind_p2p.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase, Signer
 from hivemind_p2p.errors import BootstrapError, InvalidRecord, NodeClosed
@@ -64,6 +65,7 @@ class DHTNode:
         record_validators: judge and sign records, see :mod:`hivemind_p2p.dht.validation`.
         identity: what validators may sign with.
         authorizer: for a moderated swarm, see :mod:`hivemind_p2p.dht.authorization`.
+        trace: told of every lookup, see :mod:`hivemind_p2p.dht.trace`; must not wait.
         remember_in: file in which peers are kept from run to run, see :meth:`rejoin`. None: nowhere.
     """
 
@@ -80,6 +82,7 @@ class DHTNode:
         identity: Signer | None = None,
         authorizer: AuthorizerBase | None = None,
         remember_in: Path | None = None,
+        trace: DHTTrace | None = None,
     ) -> None:
         self.settings = settings if settings is not None else DHTSettings()
         own_id = keys_module.node_id_of(rpc.network.peer_id) if node_id is None else node_id
@@ -92,6 +95,7 @@ class DHTNode:
             client_mode=client_mode,
             validator=self._validator,
             authorizer=authorizer,
+            trace=trace,
         )
         self.add_validators(record_validators)
         self._upkeep = Upkeep(self.protocol, random if random is not None else random_module.Random())
@@ -112,6 +116,7 @@ class DHTNode:
         nursery = await self._nursery_manager.__aenter__()
         self._nursery = nursery
         self._searches = Searches(self.protocol, nursery, self._caching.after_get)
+        nursery.start_soon(self.protocol.alarms.run)
         nursery.start_soon(self._upkeep.run)
         if self._remember_in is not None:
             nursery.start_soon(self._remember_for_ever)
@@ -153,7 +158,8 @@ class DHTNode:
             BootstrapError: none of them answered; it says what happened at each.
         """
         self._running()
-        await join(self.protocol, initial_peers)
+        with self._upkeep.joining():
+            await join(self.protocol, initial_peers)
 
     async def rejoin(self) -> bool:
         """Join through the peers of the last run; False when none of them is there any more.
@@ -165,7 +171,8 @@ class DHTNode:
         if not maddrs:
             return False
         try:
-            await join(self.protocol, maddrs)
+            with self._upkeep.joining():
+                await join(self.protocol, maddrs)
         except BootstrapError as error:
             logger.info("none of the peers of the last run: %s", error)
             return False

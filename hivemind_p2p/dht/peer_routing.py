@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 import trio
@@ -208,6 +209,7 @@ class PeerRouting:
         return peers
 
 
+@lru_cache(2**14)
 def _contact(peer: PeerID) -> PeerContact:
     return Contact(SHA256.hash(peer.to_bytes()), peer)
 

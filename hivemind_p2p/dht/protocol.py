@@ -19,14 +19,17 @@ import trio
 
 from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht import messages
+from hivemind_p2p.dht.alarms import Alarms
 from hivemind_p2p.dht.asking import asking
 from hivemind_p2p.dht.authorization import AuthorizerBase, Request
 from hivemind_p2p.dht.blacklist import Blacklist
 from hivemind_p2p.dht.clock import ClockOffsets
 from hivemind_p2p.dht.keys import DHTID
 from hivemind_p2p.dht.messages import FindAnswer, Found, PeerContact, StoreItem
+from hivemind_p2p.dht.patience import Patience
 from hivemind_p2p.dht.peer_routing import PeerRouting
 from hivemind_p2p.dht.records import Records
+from hivemind_p2p.dht.trace import DHTTrace
 from hivemind_p2p.dht.validation import CompositeValidator
 from hivemind_p2p.errors import HivemindError, Unauthorized
 from hivemind_p2p.kademlia import SHA1, Contact, RoutingTable, Verdict
@@ -36,6 +39,7 @@ from hivemind_p2p.wire.peer_id import PeerID
 
 if TYPE_CHECKING:
     from hivemind_p2p.rpc import RPC, CallContext
+    from hivemind_p2p.rpc.context import UnaryHandler
 
 logger = logging.getLogger(__name__)
 Q = TypeVar("Q", dht_pb2.PingRequest, dht_pb2.StoreRequest, dht_pb2.FindRequest)
@@ -72,6 +76,7 @@ class DHTProtocol:
         clock: Unix time in seconds.
         client_mode: serve nothing, tell no node id.
         validator: judges every record that we are asked to keep, and every one that we find.
+        trace: told what happens.
         authorizer: signs what we send, and judges who sends to us. None: everybody is welcome.
     """
 
@@ -85,6 +90,7 @@ class DHTProtocol:
         client_mode: bool,
         validator: CompositeValidator,
         authorizer: AuthorizerBase | None = None,
+        trace: DHTTrace | None = None,
     ) -> None:
         self.rpc, self.network, self.settings = rpc, rpc.network, settings
         self.clock, self.client_mode, self._authorizer = clock, client_mode, authorizer
@@ -103,6 +109,9 @@ class DHTProtocol:
         """Called for every contact that was not in the table before."""
         self.on_contact_to_ping: Callable[[PeerContact], None] = lambda contact: None
         """Called for every contact that stands in the way of another and may be dead."""
+        self.patience = Patience(settings)
+        self.alarms = Alarms()
+        self.trace = trace
         self.clock_offsets = ClockOffsets(settings.max_clock_skew / 2)
         self.peer_routing = PeerRouting(rpc.network, settings, clock)
         self._limiter = trio.CapacityLimiter(settings.parallel_rpc)
@@ -178,7 +187,7 @@ class DHTProtocol:
             return None
         request = dht_pb2.FindRequest(keys=[SHA1.to_bytes(key) for key in keys], peer=self._node_info())
         try:
-            response = await self._request(peer, FIND, request, dht_pb2.FindResponse)
+            response = await self._request(peer, FIND, request, dht_pb2.FindResponse, self.patience.timeout(peer))
             answer = messages.find_answer(response, keys, self.settings, self.clock())
         except HivemindError as error:
             logger.debug("cannot find %d keys at %s: %s", len(keys), peer, error)
@@ -220,14 +229,14 @@ class DHTProtocol:
         response.dht_time = self.clock()
         return response
 
-    async def _serve_store(self, request: dht_pb2.StoreRequest, context: CallContext) -> dht_pb2.StoreResponse:
+    def _serve_store(self, request: dht_pb2.StoreRequest, context: CallContext) -> dht_pb2.StoreResponse:
         items = messages.store_items(request)
         self._heard(context.peer_id, request.peer)
         limit = self.settings.max_keys_per_message
         verdicts = [self.records.accept(item, context.peer_id) for item in items[:limit]]
         return messages.store_response(verdicts + [Verdict.NO_ROOM] * len(items[limit:]), self._node_info())
 
-    async def _serve_find(self, request: dht_pb2.FindRequest, context: CallContext) -> dht_pb2.FindResponse:
+    def _serve_find(self, request: dht_pb2.FindRequest, context: CallContext) -> dht_pb2.FindResponse:
         keys = messages.requested_keys(request, self.settings.max_keys_per_message)
         self._heard(context.peer_id, request.peer)
         sender = messages.node_id_in(request.peer)
@@ -249,18 +258,25 @@ class DHTProtocol:
     async def _request(
         self, peer: PeerID, method: str, request: Request, response_type: type[R], timeout: float | None = None
     ) -> R:
-        async with self._limiter:
+        try:
+            self._limiter.acquire_nowait()
+        except trio.WouldBlock:
+            await self._limiter.acquire()
+        try:
             with asking():
                 wait = self.settings.wait_timeout if timeout is None else timeout
-                if self._authorizer is None:
-                    return await self.rpc.call(peer, method, request, response_type, timeout=wait)
-                await self._authorizer.sign_request(request)
+                if self._authorizer is not None:
+                    await self._authorizer.sign_request(request)
+                began = trio.current_time()
                 response = await self.rpc.call(peer, method, request, response_type, timeout=wait)
-                if not await self._authorizer.validate_response(response, request):
+                self.patience.answered(peer, trio.current_time() - began)
+                if self._authorizer is not None and not await self._authorizer.validate_response(response, request):
                     raise Unauthorized(f"{peer} did not show that it may be in this swarm; its answer is not believed")
                 return response
+        finally:
+            self._limiter.release()
 
-    def _authorized(self, serve: Callable[[Q, CallContext], Awaitable[R]]) -> Callable[[Q, CallContext], Awaitable[R]]:
+    def _authorized(self, serve: Callable[[Q, CallContext], Awaitable[R] | R]) -> UnaryHandler[Q]:
         """A handler that serves only those who may use this swarm."""
         authorizer = self._authorizer
         if authorizer is None:
@@ -269,7 +285,8 @@ class DHTProtocol:
         async def serve_authorized(request: Q, context: CallContext) -> R:
             if not await authorizer.validate_request(request):
                 raise Unauthorized(f"{context.peer_id} did not show that it may use this swarm: it takes a valid token")
-            response = await serve(request, context)
+            answer = serve(request, context)
+            response = await answer if isinstance(answer, Awaitable) else answer
             await authorizer.sign_response(response, request)
             return response
 

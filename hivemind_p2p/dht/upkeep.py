@@ -6,7 +6,8 @@
 * Now and then the nearest of the nodes that we met last is asked whom it knows near us. Strangers are pinged. Several
   at once mean that it comes from a swarm, or a part of one, that we had not heard of: then all buckets are refreshed,
   and so nodes near and far meet us, and ask us in their turn. In this way two swarms become one within a minute of the
-  first contact between them, while newcomers cost a node one request in half a minute at most.
+  first contact between them, while newcomers cost a node one request in half a minute at most. To a newcomer all
+  are strangers: whom it meets while it joins does not count, or every join would be made twice.
 * Buckets from which nobody was heard for ``refresh_timeout`` are refreshed by looking up an id in each.
 
 Jobs wait in a short queue for a few workers. When it is full a job is dropped: the table then learns a little later.
@@ -18,7 +19,8 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -39,6 +41,8 @@ _PROBE_EVERY: Final = 30.0
 _MET: Final = 64
 _ANOTHER_SWARM: Final = 4
 _TOUR_EVERY: Final = 60.0
+_GHOSTS: Final = 3
+"""Strangers that are not there, after which nobody else that the same node names is believed."""
 
 
 class Upkeep:
@@ -51,10 +55,10 @@ class Upkeep:
     def __init__(self, protocol: DHTProtocol, random: random.Random) -> None:
         self._protocol, self._random = protocol, random
         self._neighbours = min(2 * protocol.settings.num_replicas, protocol.settings.bucket_size)
-        self._greeted: set[PeerContact] = set()
         self._met: deque[PeerContact] = deque(maxlen=_MET)
         self._someone_met = trio.Event()
         self._next_tour = -math.inf
+        self._joining = 0
         self._outbox: dict[PeerContact, list[StoreItem]] = {}
         self._jobs, self._queue = trio.open_memory_channel[Job](_QUEUE)
         protocol.on_contact_to_ping = self._ping_later
@@ -77,10 +81,21 @@ class Upkeep:
             if self._protocol.settings.refresh_timeout is not None:
                 nursery.start_soon(self._refresh_for_ever, self._protocol.settings.refresh_timeout)
 
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """While a node gets to know its swarm; does nothing for one that is in a swarm already."""
+        newcomer = not len(self._protocol.table)
+        self._joining += newcomer
+        try:
+            yield
+        finally:
+            self._joining -= newcomer
+
     async def refresh(self, before: float) -> None:
         """Look up an id in every bucket from which nobody was heard since ``before``."""
         stale = self._protocol.table.stale_buckets(before)
-        await Crawl(self._protocol, [self._random.randrange(bucket.lower, bucket.upper) for bucket in stale]).run()
+        targets = [self._random.randrange(bucket.lower, bucket.upper) for bucket in stale]
+        await Crawl(self._protocol, targets, width=self._neighbours).run()
 
     def __repr__(self) -> str:
         return f"<Upkeep, {self._queue.statistics().current_buffer_used} jobs waiting>"
@@ -111,8 +126,9 @@ class Upkeep:
     def _meet_later(self, contact: PeerContact) -> None:
         if len(self._protocol.storage):
             self._put(lambda: self._hand_over(contact))
-        self._met.append(contact)
-        self._someone_met.set()
+        if not self._joining:
+            self._met.append(contact)
+            self._someone_met.set()
 
     async def _look_for_strangers(self, contact: PeerContact) -> None:
         table, own = self._protocol.table, self._protocol.own.node_id
@@ -122,20 +138,27 @@ class Upkeep:
         named = {other.node_id: other for other in answer.found[own].nearest if other != self._protocol.own}
         known = {other.node_id for other in table.nearest(own, self._neighbours)}
         nearest = sorted({*named, *known}, key=own.__xor__)[: self._neighbours]
-        strangers = [named[node_id] for node_id in nearest if node_id not in table]
-        for stranger in strangers:
-            if stranger.node_id not in table and stranger not in self._greeted:
-                self._greeted.add(stranger)
-                try:
-                    await self._protocol.ping(stranger.peer)
-                except HivemindError as error:
-                    logger.debug("%s named %s near us, which does not answer: %s", contact.peer, stranger.peer, error)
-                finally:
-                    self._greeted.discard(stranger)
+        met = ghosts = 0
+        for stranger in [named[node_id] for node_id in nearest if node_id not in table]:
+            if ghosts >= _GHOSTS:
+                break
+            if await self._greet(stranger):
+                met += 1
+            else:
+                ghosts += 1
         now = self._protocol.clock()
-        if len(strangers) >= _ANOTHER_SWARM and now >= self._next_tour:
+        if met >= _ANOTHER_SWARM and now >= self._next_tour:
             self._next_tour = now + _TOUR_EVERY
             await self.refresh(now + 1.0)
+
+    async def _greet(self, stranger: PeerContact) -> bool:
+        """Get to know a node; whether it is there, under the id by which it was named."""
+        try:
+            if stranger.node_id not in self._protocol.table:
+                await self._protocol.ping(stranger.peer)
+        except HivemindError as error:
+            logger.debug("%s was named to us and does not answer: %s", stranger.peer, error)
+        return stranger.node_id in self._protocol.table
 
     async def _probe_for_ever(self) -> None:
         """Look for strangers through the nearest of the nodes that we met last, now and then."""

@@ -12,7 +12,7 @@ The rules, all of them:
 
 1. A target's *beam* is the ``width`` nearest contacts that we know of and that have not failed. The target is finished
    when everyone in its beam has answered for it, when its caller says so (``finish``), or when it has cost
-   ``max_requests``.
+   ``max_requests``. Unless ``wait_for_slow``, those in its beam whom the caller calls ``slow`` need not have answered.
 2. Of everyone in a beam that was not asked for that target yet, the nearest is asked next, while fewer than ``alpha``
    requests are in flight for the target, and fewer than ``max_parallel`` for all. A request that the caller calls
    ``slow`` does not count for ``alpha`` any more: a few dead peers hold nobody up.
@@ -25,17 +25,24 @@ The rules, all of them:
    other node id than the one we were told counts as a failure of the contact that we were told of, and the peer goes
    on under the id that it gave itself; what others still say of it is ignored. One that gives different ids fails.
    Ourselves are ignored.
+6. Who names mostly contacts that fail loses its credit: those that nobody else named are set aside, and what it names
+   from then on does not count. So a liar that names twenty peers who do not exist, nearer than anybody, costs a
+   handful of requests and not twenty. Those set aside are asked after all if fewer than half of a beam answered: where
+   many have just died, the honest name the dead, too.
 """
 
 from __future__ import annotations
 
 import itertools
 from bisect import insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic
+from typing import Final, Generic
 
 from hivemind_p2p.kademlia.ids import Contact, NodeID, P
+
+_TOO_MANY_FAILURES: Final = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +61,7 @@ class _Target(Generic[P]):
     ranked: list[tuple[int, int, Contact[P]]] = field(default_factory=list)
     asked: set[Contact[P]] = field(default_factory=set)
     answered: set[Contact[P]] = field(default_factory=set)
+    set_aside: list[tuple[int, int, Contact[P]]] = field(default_factory=list)
     in_flight: int = 0
     requests: int = 0
 
@@ -70,6 +78,7 @@ class Lookup(Generic[P]):
         max_parallel: requests in flight in all.
         targets_per_request: the most targets that one request asks for.
         max_requests: the most requests spent on one target, whatever peers say.
+        wait_for_slow: whether a slow contact may yet have what is looked for.
     """
 
     def __init__(
@@ -83,9 +92,11 @@ class Lookup(Generic[P]):
         max_parallel: int = 64,
         targets_per_request: int = 64,
         max_requests: int = 200,
+        wait_for_slow: bool = True,
     ) -> None:
         self.own, self.width, self.alpha, self.max_parallel = own, width, alpha, max_parallel
         self.targets_per_request, self.max_requests = targets_per_request, max_requests
+        self.wait_for_slow = wait_for_slow
         self._targets: dict[NodeID, _Target[P]] = {target: _Target(target) for target in targets}
         self._unfinished = dict(self._targets)
         self._known: set[Contact[P]] = set()
@@ -93,14 +104,22 @@ class Lookup(Generic[P]):
         self._busy: set[P] = set()
         self._slow: set[Request[P]] = set()
         self._order = itertools.count()
+        self._namers: defaultdict[Contact[P], set[P]] = defaultdict(set)
+        self._named_well: Counter[P] = Counter()
+        self._named_badly: Counter[P] = Counter()
         for contact in seeds:
-            self._learn(contact)
+            self._named(contact, own.peer)
         self._finish_complete(list(self._unfinished))
 
     @property
     def done(self) -> bool:
         """Whether every target is finished; what is still in flight does not matter any more."""
         return not self._unfinished
+
+    @property
+    def targets(self) -> Collection[NodeID]:
+        """What is looked for, found or not."""
+        return self._targets.keys()
 
     @property
     def in_flight(self) -> int:
@@ -140,6 +159,7 @@ class Lookup(Generic[P]):
         if contact.peer not in self._true_id and self._settle_identity(contact):
             changed = list(self._unfinished)
         self._came_back(request)
+        self._named_well.update(self._namers[contact])
         for target in request.targets:
             search = self._targets[target]
             search.asked.discard(request.contact)
@@ -147,13 +167,17 @@ class Lookup(Generic[P]):
                 search.asked.add(contact)
                 search.answered.add(contact)
                 for neighbour in itertools.islice(neighbours[target], self.width):
-                    self._learn(neighbour)
+                    self._named(neighbour, contact.peer)
         self._finish_complete(changed)
 
     def failed(self, request: Request[P]) -> None:
         """Feed a failure: no answer in time, no connection, or nonsense."""
         self._came_back(request)
         self._forget(request.contact)
+        for namer in self._namers[request.contact] - {self.own.peer}:
+            self._named_badly[namer] += 1
+            if not self._has_credit(namer):
+                self._set_aside_what_only_liars_named()
         self._finish_complete(list(self._unfinished))
 
     def slow(self, request: Request[P]) -> None:
@@ -162,6 +186,8 @@ class Lookup(Generic[P]):
             self._slow.add(request)
             for target in request.targets:
                 self._targets[target].in_flight -= 1
+            if not self.wait_for_slow:
+                self._finish_complete(request.targets)
 
     def finish(self, target: NodeID) -> None:
         """End the search for one target: the caller has found what it wanted."""
@@ -207,6 +233,37 @@ class Lookup(Generic[P]):
         full = len(search.ranked) >= self.width
         return not full or contact.node_id ^ search.target <= search.ranked[self.width - 1][0]
 
+    def _named(self, contact: Contact[P], namer: P) -> None:
+        """Rule 6."""
+        if self._has_credit(namer):
+            self._namers[contact].add(namer)
+            self._learn(contact)
+
+    def _has_credit(self, namer: P) -> bool:
+        return self._named_badly[namer] < max(_TOO_MANY_FAILURES, 2 * self._named_well[namer])
+
+    def _set_aside_what_only_liars_named(self) -> None:
+        for search in self._targets.values():
+            kept = []
+            for item in search.ranked:
+                contact = item[2]
+                asked = contact.peer in self._true_id or contact.peer in self._busy
+                if asked or any(map(self._has_credit, self._namers[contact])):
+                    kept.append(item)
+                else:
+                    self._known.discard(contact)  # somebody better may still name it
+                    search.set_aside.append(item)
+            search.ranked = kept
+
+    def _try_those_set_aside(self, search: _Target[P]) -> bool:
+        """A few of them, nearest first, if there are any whom nobody better named meanwhile."""
+        search.set_aside = sorted(item for item in search.set_aside if item[2] not in self._known)
+        for _, _, contact in search.set_aside[: self.alpha]:
+            self._named(contact, self.own.peer)
+        tried = bool(search.set_aside)
+        del search.set_aside[: self.alpha]
+        return tried
+
     def _learn(self, contact: Contact[P]) -> None:
         """Rule 3, weighed for all targets; rule 5."""
         if contact in self._known or contact.node_id == self.own.node_id or contact.peer == self.own.peer:
@@ -245,8 +302,16 @@ class Lookup(Generic[P]):
 
     def _finish_complete(self, targets: Iterable[NodeID]) -> None:
         """Rule 1, for targets of which something may have changed."""
+        slow = set() if self.wait_for_slow else {request.contact for request in self._slow}
         for target in targets:
             search = self._targets[target]
             spent = search.requests >= self.max_requests and search.in_flight == 0
-            if spent or all(contact in search.answered for _, _, contact in search.ranked[: self.width]):
-                self._unfinished.pop(target, None)
+            while spent or all(contact in search.answered or contact in slow for contact in self._beam(search)):
+                answered = sum(contact in search.answered for contact in self._beam(search))
+                enough = 2 * answered >= self.width or target not in self._unfinished
+                if spent or enough or not self._try_those_set_aside(search):
+                    self._unfinished.pop(target, None)
+                    break
+
+    def _beam(self, search: _Target[P]) -> Sequence[Contact[P]]:
+        return [contact for _, _, contact in search.ranked[: self.width]]

@@ -164,10 +164,11 @@ class RoutingTable(Generic[P]):
 
     def _add(self, bucket: Bucket[P], contact: Contact[P], now: float) -> bool:
         bucket.last_updated = now
-        replaced = set(bucket.replacements.values())
+        replaced = set(bucket.replacements.values()) if bucket.replacements else ()
         added = bucket.add(contact)
-        for dropped in replaced - set(bucket.replacements.values()) - set(bucket.contacts.values()):
-            del self._ids[dropped]
+        if replaced:
+            for dropped in set(replaced) - set(bucket.replacements.values()) - set(bucket.contacts.values()):
+                del self._ids[dropped]
         self._ids[contact.peer] = contact.node_id
         return added
 

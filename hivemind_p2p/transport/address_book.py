@@ -119,7 +119,10 @@ class AddressBook:
             del entries[max(entries.values(), key=_badness).maddr]
 
     def _ranked(self, peer_id: PeerID) -> list[_Entry]:
-        ranked = sorted(self._peers.get(peer_id, {}).values(), key=_badness)
+        entries = list(self._peers.get(peer_id, {}).values())
+        if len(entries) < 2:
+            return entries
+        ranked = sorted(entries, key=_badness)
         proven = [entry for entry in ranked if entry.proven]
         return proven + _alternate_families([entry for entry in ranked if not entry.proven])
 

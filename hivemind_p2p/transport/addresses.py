@@ -19,7 +19,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 from hivemind_p2p.wire.peer_id import PeerID
 
 _P2P: Final = 421  # multicodec of /p2p
-_CACHED: Final = 4096  # every answer of a DHT peer names many addresses, mostly the same ones, and reading one is slow
+_CACHED: Final = 2**14  # every answer of a DHT peer names many addresses, mostly the same ones, and reading one is slow
 _CIRCUIT: Final = 290  # multicodec of /p2p-circuit
 _FAMILIES: Final = {
     "ip4": socket.AF_INET,

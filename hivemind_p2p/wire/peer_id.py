@@ -30,6 +30,7 @@ class PeerID:
         if len(raw) > _MAX_LENGTH or not (identity or sha256):
             raise ValueError(f"{raw[:40].hex()!r} is not a peer id: expected an identity or SHA-256 multihash")
         self._raw = raw
+        self._hash = hash(raw)
 
     @classmethod
     def from_base58(cls, text: str) -> PeerID:
@@ -74,10 +75,10 @@ class PeerID:
         return f"<PeerID {self.base58[:4]}…{self.base58[-6:]}>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PeerID) and self._raw == other._raw
+        return self is other or (isinstance(other, PeerID) and self._raw == other._raw)
 
     def __lt__(self, other: PeerID) -> bool:
         return self._raw < other._raw
 
     def __hash__(self) -> int:
-        return hash(self._raw)
+        return self._hash

@@ -243,3 +243,54 @@ def test_repr():
     lookup = Lookup([1, 2], [node(1)], own=OWN)
     lookup.next_requests()
     assert repr(lookup) == "<Lookup 0/2 targets finished, 1 contacts, 1 in flight>"
+
+
+def test_a_liar_that_names_nobody_but_ghosts_costs_a_handful_of_requests():
+    target, living = 0, [Contact((1 << 100) + n, f"living {n}") for n in range(15)]
+    liar, ghosts = Contact(1 << 99, "liar"), [Contact(n, f"ghost {n}") for n in range(1, 21)]
+    lookup = Lookup([target], [liar, living[0]], own=OWN, width=20, alpha=4)
+    asked: list[str] = []
+    while not lookup.done:
+        for request in lookup.next_requests():
+            asked.append(request.contact.peer)
+            if request.contact in ghosts:
+                lookup.failed(request)
+            else:
+                named = ghosts if request.contact == liar else [ghosts[19], *living]
+                lookup.answered(request, request.contact.node_id, {target: named})
+    assert lookup.nearest(target) == [liar, *living]
+    # Three ghosts discredit the liar; a few more were in flight; honest peers may be wrong about one.
+    assert sum(peer.startswith("ghost") for peer in asked) <= 7
+
+
+def test_where_many_died_those_whom_the_discredited_named_are_asked_after_all():
+    target, seed = 0, Contact(1 << 100, "seed")
+    dead, alive = [Contact(n, f"dead {n}") for n in range(1, 13)], [Contact(n, f"alive {n}") for n in range(13, 21)]
+    lookup = Lookup([target], [seed], own=OWN, width=20, alpha=2)
+    while not lookup.done:
+        for request in lookup.next_requests():
+            if request.contact in dead:
+                lookup.failed(request)
+            else:
+                lookup.answered(request, request.contact.node_id, {target: dead + alive})
+    assert lookup.nearest(target) == [*alive, seed]
+
+
+def test_who_is_slow_need_not_be_waited_for():
+    contacts = [Contact(n, f"peer {n}") for n in range(1, 6)]
+    for wait_for_slow in (True, False):
+        lookup = Lookup([0], contacts, own=OWN, width=5, alpha=2, wait_for_slow=wait_for_slow)
+        late, *others = lookup.next_requests()
+        lookup.slow(late)
+        while others:
+            lookup.answered(others[0], others[0].contact.node_id, {0: []})
+            others = [*others[1:], *lookup.next_requests()]
+        assert lookup.done is not wait_for_slow
+        assert late.contact not in lookup.nearest(0)
+        if wait_for_slow:
+            lookup.answered(late, late.contact.node_id, {0: []})
+            assert lookup.done
+    lookup = Lookup([0], contacts[:1], own=OWN, wait_for_slow=False)
+    [only] = lookup.next_requests()
+    lookup.slow(only)
+    assert lookup.done
