@@ -46,7 +46,7 @@ def test_it_installs_the_command(wheel):
 def test_torch_comes_with_an_extra_only(wheel):
     metadata = Parser().parsestr(dist_info(wheel, "METADATA"))
     requirements = metadata.get_all("Requires-Dist")
-    assert set(metadata.get_all("Provides-Extra")) == {"torch", "schema", "demo", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"torch", "schema", "plots", "demo", "test"}
     torch = [requirement for requirement in requirements if requirement.startswith("torch")]
     assert torch
     assert all("extra ==" in requirement for requirement in torch)
