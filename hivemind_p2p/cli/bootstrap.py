@@ -12,6 +12,8 @@ from hivemind_p2p.cli.running import run_until_stopped, set_up_logging
 if TYPE_CHECKING:
     from hivemind_p2p.node import Node
 
+_LOOK = 1.0
+
 
 def bootstrap(
     initial_peers: options.InitialPeers = None,
@@ -47,9 +49,24 @@ def bootstrap(
 
         async with Node(**options.node_options(settings)) as node:
             print(ready_as_json(node) if as_json else ready_as_text(node), flush=True)
-            await trio.sleep_forever()
+            if as_json:
+                await trio.sleep_forever()
+            await tell_new_addresses(node)
 
     run_until_stopped(serve)
+
+
+async def tell_new_addresses(node: Node) -> None:
+    """Print addresses to hand out that come later, when the router forwards a port; never returns."""
+    import trio
+
+    told = set(node.visible_maddrs)
+    while True:
+        await trio.sleep(_LOOK)
+        new = [maddr for maddr in node.visible_maddrs if maddr not in told and "/p2p-circuit/" not in str(maddr)]
+        told.update(new)
+        for maddr in new:
+            print(f"It is also reached at\n  {maddr}", flush=True)
 
 
 def ready_as_json(node: Node) -> str:

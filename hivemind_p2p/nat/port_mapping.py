@@ -22,6 +22,8 @@ from hivemind_p2p.nat.upnp import UPnP
 logger = logging.getLogger(__name__)
 _RENEWALS: Final = 3
 """Times that a mapping is renewed before it would end; a router that was restarted has forgotten it by then."""
+_SHORTEST: Final = 20.0
+"""Seconds between renewals at least, however short a time a router promises."""
 _AGAIN: Final = 60.0
 _AGAIN_MAX: Final = 3600.0
 _GOODBYE: Final = 2.0
@@ -67,7 +69,7 @@ class PortMapping:
                 pause = min(2 * pause, _AGAIN_MAX)
             else:
                 pause = _AGAIN
-                await trio.sleep(max(mapping.lifetime, self._settings.port_mapping_lease / 10) / _RENEWALS)
+                await trio.sleep(max(mapping.lifetime / _RENEWALS, _SHORTEST))
 
     async def withdraw(self) -> None:
         """Give the port back, as far as that is done within two seconds."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
+
+from hivemind_p2p.cli import app as cli
 
 LISTEN = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0"]
 
@@ -16,12 +18,26 @@ def nodes(monkeypatch, tmp_path_factory) -> None:
     monkeypatch.setenv("HIVEMIND_P2P_CONTROL__DIRECTORY", str(tmp_path_factory.mktemp("d") / "nodes"))
 
 
-def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hivemind_p2p", "doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_it_asks_the_nodes_that_run_here(start_node):
+@pytest.fixture
+def doctor(capsys) -> Callable[..., Done]:
+    """Run the command, in this process."""
+
+    def run(*arguments: str) -> Done:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["doctor", *arguments])
+        return Done(exit_.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_it_asks_the_nodes_that_run_here(start_node, doctor):
     one = start_node("bootstrap", *LISTEN)
     two = start_node("bootstrap", *LISTEN, "--initial-peers", one.address)
     done = doctor("--json")
@@ -37,13 +53,13 @@ def test_it_asks_the_nodes_that_run_here(start_node):
     assert "run this again with `--initial-peers`" in " ".join(done.stdout.split())
 
 
-def test_without_a_node_it_starts_one():
+def test_without_a_node_it_starts_one(doctor):
     done = doctor(*LISTEN)
     assert (done.returncode, done.stderr) == (0, "")
     assert "knows no peer that could tell" in done.stdout
 
 
-def test_a_swarm_that_cannot_be_joined_is_exit_1(start_node):
+def test_a_swarm_that_cannot_be_joined_is_exit_1(start_node, doctor):
     gone = start_node("bootstrap", *LISTEN)
     assert gone.stop()[0] == 0
     done = doctor(*LISTEN, "--initial-peers", gone.address)
@@ -53,7 +69,7 @@ def test_a_swarm_that_cannot_be_joined_is_exit_1(start_node):
     assert "On the peer's machine, run `hivemind-p2p doctor`" in done.stdout
 
 
-def test_a_node_that_is_not_running_is_an_error():
+def test_a_node_that_is_not_running_is_an_error(doctor):
     done = doctor("--node", "nobody")
     assert done.returncode == 1
     assert "no node whose peer id ends with nobody" in done.stderr

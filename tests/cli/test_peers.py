@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
+from hivemind_p2p.cli import app as cli
 from hivemind_p2p.cli.peers import duration, size
 
 LISTEN = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0"]
@@ -18,12 +19,26 @@ def nodes(monkeypatch, tmp_path_factory) -> None:
     monkeypatch.setenv("HIVEMIND_P2P_CONTROL__DIRECTORY", str(tmp_path_factory.mktemp("p") / "nodes"))
 
 
-def peers(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hivemind_p2p", "peers", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_running_nodes_tell_their_connections(start_node):
+@pytest.fixture
+def peers(capsys) -> Callable[..., Done]:
+    """Run the command, in this process."""
+
+    def run(*arguments: str) -> Done:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["peers", *arguments])
+        return Done(exit_.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_running_nodes_tell_their_connections(start_node, peers):
     bootstrap = start_node("bootstrap", *LISTEN)
     server = ["server", *LISTEN, "--initial-peers", bootstrap.address, "--expert-cls", "nop", "--hidden-dim", "8"]
     hosting = start_node(*server)

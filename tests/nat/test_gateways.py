@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +49,31 @@ def test_a_node_is_dialled_at_the_port_that_its_router_forwards(
         assert health["nat"]["kind"] == "symmetric"
         node.stop()
         assert "5005" not in forwarded(site), "it was not given back"
+
+
+def test_the_first_of_a_swarm_has_its_port_forwarded_too(lab: Lab, start: Callable[..., Peer], monkeypatch):
+    monkeypatch.setenv("HIVEMIND_P2P_NAT__PORT_MAPPING", "true")
+    site = lab.site("b", "port-restricted")
+    command = [sys.executable, "-m", "hivemind_p2p", "bootstrap", "--host-maddrs", "/ip4/0.0.0.0/tcp/5005"]
+    with (
+        forwarding(site, natpmp=True, upnp=False),
+        site.host.popen(command, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        too_late = threading.Timer(60, process.kill)
+        too_late.start()
+        try:
+            lines = iter(process.stdout.readline, "")
+            assert any(line == "It is also reached at\n" for line in lines)
+            address = next(lines).strip()
+            assert address.startswith(f"/ip4/{site.public_ip}/tcp/5005/p2p/")
+            joining = start(lab.public("other"), initial_peers=[address])
+            assert joining.ask("paths", address.rpartition("/")[2]) == ["direct"]
+            process.terminate()
+            assert process.wait() == 0
+            assert "5005" not in forwarded(site)
+        finally:
+            too_late.cancel()
+            process.kill()
 
 
 def test_a_router_behind_another_nat_is_no_help(lab: Lab, start: Callable[..., Peer], bootstrap: Callable[..., Peer]):

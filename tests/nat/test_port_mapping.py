@@ -26,12 +26,13 @@ class Router:
         self.asked: list[tuple[float, int, int]] = []
         self.given_back: list[Mapping] = []
         self.shift = 0
+        self.longest = 10**6
 
     async def map(self, internal_port: int, external_port: int, lifetime: int) -> Mapping:
         self.asked.append((trio.current_time(), internal_port, external_port))
         if not self.works:
             raise TransportError(f"{self.name} is not there")
-        return Mapping(self.name, self.ip, external_port + self.shift, internal_port, lifetime)
+        return Mapping(self.name, self.ip, external_port + self.shift, internal_port, min(lifetime, self.longest))
 
     async def unmap(self, mapping: Mapping) -> None:
         self.given_back.append(mapping)
@@ -66,6 +67,15 @@ async def test_it_is_renewed_and_given_back(autojump_clock):
         assert len(port_mapping.changes) == 1, "renewing changes nothing"
         await port_mapping.withdraw()
         assert [mapping.external_port for mapping in router.given_back] == [5005]
+
+
+@pytest.mark.parametrize(("longest", "renewals"), [(120, 90), (0, 180)])
+async def test_a_router_that_promises_little_is_asked_more_often_but_not_without_end(autojump_clock, longest, renewals):
+    router = Router("A")
+    router.longest = longest
+    async with mapped(router):
+        await trio.sleep(HOUR)
+        assert renewals <= len(router.asked) <= renewals + 2
 
 
 async def test_another_port_than_the_one_wanted_is_kept_at_renewals(autojump_clock):
