@@ -111,22 +111,22 @@ async def listen_to(link: Recorded) -> bytes:
     heard = bytearray()
     reasons = set()
 
-    async def expect_loss(wait) -> None:
+    async def expect_loss(use, *arguments) -> None:
         with pytest.raises(ConnectionLost) as failure:
-            await wait()
+            await use(*arguments)
         reasons.add(str(failure.value))
 
-    async def read() -> None:
+    async def accept(nursery) -> None:
         while True:  # more than one only if somebody invents them
-            stream = await muxer.accept_stream()
-            heard.extend(await stream.receive_some())
-            while data := await stream.receive_some():
-                heard.extend(data)
+            nursery.start_soon(expect_loss, read, await muxer.accept_stream())
+
+    async def read(stream) -> None:
+        while data := await stream.receive_some():
+            heard.extend(data)
 
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(expect_loss, read)
-            nursery.start_soon(expect_loss, muxer.accept_stream)
+            nursery.start_soon(expect_loss, accept, nursery)
             await muxer.run()
     assert muxer.closed
     assert link.closed.is_set()

@@ -1,8 +1,8 @@
 """An encrypted connection: pure ciphers over a link.
 
-Every receive decrypts all whole messages that came. A write is encrypted into one buffer and sent at once; what the
-socket does not take waits here, and nothing else is written before it. A write is never left half done by a
-cancellation, since no task that can be cancelled stands in the middle of one.
+All whole messages that came are decrypted at once, and to where they are wanted, if somebody waits for them. A write is
+encrypted into one buffer and sent at once; what the socket does not take waits here, and nothing else is written before
+it. A write is never left half done by a cancellation, since no task that can be cancelled stands in the middle of one.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class SecureChannel:
         self._opener = Opener(keys.receive)
         self._early = early
         self._rest = b""
+        self._fed = False
         self._unread = b""
         self._pending = memoryview(b"")
         self._pending_buffer: memoryview | None = None
@@ -55,26 +56,73 @@ class SecureChannel:
         """Whether a part of the last write has still to go out: :meth:`drain_some` first, then write again."""
         return bool(self._pending)
 
+    async def fetch(self) -> None:
+        """Wait for more bytes. Then :meth:`open` messages until :meth:`next_size` is None, before the next checkpoint.
+
+        Raises:
+            ConnectionLost: the other side closed the connection, or it broke.
+        """
+        if self._unread:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._opener.feed(await self._receive())
+            self._fed = True
+
+    def next_size(self) -> int | None:
+        """The plaintext size of the next message; None when not all of it has come.
+
+        Raises:
+            ConnectionLost: what came is no message.
+        """
+        if self._unread:
+            return len(self._unread)
+        try:
+            size = self._opener.next_size()
+        except BadMessage as error:
+            raise ConnectionLost(str(error)) from None
+        if size is None and self._fed:
+            self._rest, self._fed = self._opener.rest(), False
+        return size
+
+    def open(self, size: int) -> bytes:
+        """The plaintext of the next message, whose size it is.
+
+        Raises:
+            ConnectionLost: the message was tampered with.
+        """
+        if self._unread:
+            unread, self._unread = self._unread, b""
+            return unread
+        try:
+            return self._opener.open(size)
+        except BadMessage as error:
+            raise ConnectionLost(str(error)) from None
+
+    def open_into(self, target: memoryview) -> bool:
+        """Decrypt the next message, whose size is that of ``target``, into it; False when it must be opened otherwise.
+
+        Raises:
+            ConnectionLost: the message was tampered with. ``target`` may hold anything then.
+        """
+        if self._unread:
+            return False
+        try:
+            self._opener.open_into(target)
+        except BadMessage as error:
+            raise ConnectionLost(str(error)) from None
+        return True
+
     async def receive(self) -> list[bytes]:
         """The plaintext of what came next: whole messages, at least one.
 
         Raises:
             ConnectionLost: the other side closed the connection, it broke, or its bytes were tampered with.
         """
-        if self._unread:
-            unread, self._unread = self._unread, b""
-            await trio.lowlevel.checkpoint()
-            return [unread]
         messages: list[bytes] = []
-        opener = self._opener
         while not messages:
-            try:
-                opener.feed(await self._receive())
-                while (size := opener.next_size()) is not None:
-                    messages.append(opener.open(size))
-                self._rest = opener.rest()
-            except BadMessage as error:
-                raise ConnectionLost(str(error)) from None
+            await self.fetch()
+            while (size := self.next_size()) is not None:
+                messages.append(self.open(size))
         return messages
 
     def write(self, buffers: Sequence[Buffer]) -> None:

@@ -220,12 +220,11 @@ class YamuxMuxer(Muxer):
         """Receive until the connection ends; why it did."""
         try:
             while True:
-                messages = await self._channel.receive()
+                await self._channel.fetch()
                 now = trio.current_time()
                 self._received += 1
-                for message in messages:
-                    self._bytes_received += len(message)
-                    for event in self.session.receive(message, now):
+                while (size := self._channel.next_size()) is not None:
+                    for event in self._open(size, now):
                         if isinstance(event, SessionFailed):
                             logger.warning("%s broke the protocol: %s", self.peer_id, event.reason)
                             self.flush()
@@ -234,6 +233,16 @@ class YamuxMuxer(Muxer):
                 self.flush()
         except ConnectionLost as error:
             return str(error)
+
+    def _open(self, size: int, now: float) -> list[Event]:
+        """Decrypt the next message: to where its reader wants it, if it is payload that somebody waits for."""
+        state = self.session.receiving(size)
+        stream = None if state is None else self._streams.get(state.id)
+        target = None if stream is None else stream.room(size)
+        if stream is None or target is None or not self._channel.open_into(target):
+            return self.session.receive(self._channel.open(size), now)
+        stream.filled(size)
+        return self.session.received_into_place(size, now)
 
     def _act_on(self, event: Event) -> None:
         match event:

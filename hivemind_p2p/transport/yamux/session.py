@@ -226,6 +226,24 @@ class Session:
                 self._frame(kind, flags, stream_id, length, now, events)
         return events
 
+    def receiving(self, size: int) -> StreamState | None:
+        """Whose payload the next ``size`` bytes are, all of them; None when they are something else or nobody's."""
+        stream = self._receiving
+        return stream if stream is not None and stream.open and 0 < size <= self._missing else None
+
+    def received_into_place(self, size: int, now: float) -> list[Event]:
+        """Bytes that are :meth:`receiving` came and were read at once: instead of :meth:`receive` and
+        :meth:`consumed`."""
+        events: list[Event] = []
+        stream = self._receiving
+        assert stream is not None
+        self._missing -= size
+        stream.receive_window.hold(size)
+        self.consumed(stream, size, now)
+        if not self._missing:
+            self._frame_over(events)
+        return events
+
     def _frame(self, kind: int, flags: int, stream_id: int, length: int, now: float, events: list[Event]) -> None:
         if kind == frames.DATA or kind == frames.WINDOW_UPDATE:
             if stream_id == 0:

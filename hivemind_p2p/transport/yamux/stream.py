@@ -25,6 +25,8 @@ class YamuxStream(MuxedStream):
         self.state = state
         self._muxer = muxer
         self._queue = ReceiveQueue()
+        self._target: memoryview | None = None
+        """What is left of the buffer that a reader wants to have filled."""
         self._overflowed = False
         self._closed = False
         self._reading = False
@@ -77,15 +79,20 @@ class YamuxStream(MuxedStream):
         self._begin_reading()
         try:
             await trio.lowlevel.checkpoint()
-            target, filled = memoryview(buffer).cast("B"), 0
-            while filled < len(target):
-                if not await self._data():
-                    expected = len(target)
+            target = memoryview(buffer).cast("B")
+            expected = len(target)
+            while target:
+                self._target = target
+                more = await self._data()
+                target = self._target
+                if not more:
+                    filled = expected - len(target)
                     raise StreamEnded(f"{self.peer_id} ended the stream {filled} bytes into an expected {expected}")
-                size = self._queue.take_into(target[filled:])
-                filled += size
-                self._consumed(size)
+                if size := self._queue.take_into(target):
+                    target = target[size:]
+                    self._consumed(size)
         finally:
+            self._target = None
             self._reading = False
 
     async def send_eof(self) -> None:
@@ -126,6 +133,17 @@ class YamuxStream(MuxedStream):
     def data_received(self, data: memoryview) -> None:
         """The peer sent something."""
         self._queue.append(data)
+        self._wake_reader()
+
+    def room(self, size: int) -> memoryview | None:
+        """Where the next bytes may be written to, since a reader waits for no less and nothing lies before them."""
+        target = self._target
+        return None if target is None or self._queue.size or len(target) < size else target[:size]
+
+    def filled(self, size: int) -> None:
+        """The :meth:`room` for so many bytes was written to."""
+        assert self._target is not None
+        self._target = self._target[size:]
         self._wake_reader()
 
     def window_opened(self) -> None:
@@ -169,8 +187,10 @@ class YamuxStream(MuxedStream):
         return trio.ClosedResourceError(f"this stream to {self.peer_id} was closed here")
 
     async def _data(self) -> bool:
-        """Wait until there is something to read; False when the peer has ended and all was read."""
-        while not self._queue.size:
+        """Wait until there is something to read, or was written to ``_target``; False when the peer has ended and all
+        was read."""
+        target = self._target
+        while not self._queue.size and self._target is target:
             if self._closed:
                 raise self._closed_here()
             if self.state.remote_ended:

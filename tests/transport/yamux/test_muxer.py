@@ -11,6 +11,8 @@ import trio
 
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, StreamEnded, StreamReset
+from hivemind_p2p.transport.yamux.receive_queue import ReceiveQueue
+from hivemind_p2p.transport.yamux.stream import YamuxStream
 from tests.transport.yamux.muxers import read_until_it_fails, two_muxers
 from tests.transport.yamux.sessions import KIB, MIB
 
@@ -23,6 +25,75 @@ async def test_a_tensor_goes_through_as_it_is_and_into_its_place(autojump_clock)
         pair.nursery.start_soon(here.send_all, memoryview(numbers))
         await there.read_into(memoryview(target))
         assert target == numbers
+
+
+class Counting(ReceiveQueue):
+    """Knows how much went through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken_in = 0
+
+    def append(self, piece: memoryview) -> None:
+        self.taken_in += len(piece)
+        super().append(piece)
+
+
+async def test_payload_is_decrypted_to_where_a_reader_waits_for_it(autojump_clock):
+    data = random.Random(1).randbytes(2 * MIB)
+    async with two_muxers() as pair:
+        here, there = await pair.streams()
+        there._queue = Counting()
+        target = bytearray(len(data))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(there.read_into, memoryview(target))
+            await trio.testing.wait_all_tasks_blocked()
+            await here.send_all(data)
+        assert target == data
+        beside = there._queue.taken_in
+        assert beside < 16 * KIB  # a small rest travels in one message with its header
+        assert pair.other.session.windows.held == 0
+        await here.send_all(data[: 100 * KIB])  # nobody waits: it is kept
+        await trio.testing.wait_all_tasks_blocked()
+        assert there._queue.taken_in == beside + 100 * KIB
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(there.read_into, memoryview(target)[: 300 * KIB])
+            await trio.testing.wait_all_tasks_blocked()
+            await here.send_all(data[100 * KIB : 300 * KIB + 10])
+        assert target == data
+        assert await there.read_exactly(10) == data[300 * KIB : 300 * KIB + 10]
+
+
+async def test_a_reader_that_gave_up_has_its_buffer_for_itself(autojump_clock):
+    data = random.Random(1).randbytes(MIB)
+    async with two_muxers() as pair:
+        here, there = await pair.streams()
+        buffer = bytearray(200 * KIB)
+        with trio.move_on_after(1) as scope:
+            await here.send_all(data[: 70 * KIB])
+            await there.read_into(memoryview(buffer))
+        assert scope.cancelled_caught
+        assert buffer == data[: 70 * KIB] + bytes(130 * KIB)
+        await here.send_all(data[70 * KIB : 200 * KIB])
+        assert await there.read_exactly(130 * KIB) == data[70 * KIB : 200 * KIB]
+        assert buffer == data[: 70 * KIB] + bytes(130 * KIB)
+
+
+async def test_a_bit_that_flips_on_its_way_to_a_buffer_is_noticed(autojump_clock):
+    async with two_muxers() as pair:
+        here, there = await pair.streams()
+        await here.send_all(bytes(1000))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_tampering, there)
+            await trio.testing.wait_all_tasks_blocked()
+            pair.other_end.flip = True
+            await here.send_all(bytes(100 * KIB))
+        assert pair.other.closed
+
+
+async def expect_tampering(stream: YamuxStream) -> None:
+    with pytest.raises(ConnectionLost, match="not what the peer sent"):
+        await stream.read_into(memoryview(bytearray(101 * KIB)))
 
 
 async def test_two_peers_with_much_to_say_do_not_block_each_other(autojump_clock):

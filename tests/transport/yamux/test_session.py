@@ -336,3 +336,29 @@ def test_a_window_that_grew_is_announced_with_the_next_stream():
     assert parse(output(one)) == [(WINDOW_UPDATE, SYN, 2, INITIAL_WINDOW), (DATA, 0, 2, 2)]
     feed(one, frame(DATA, SYN, 3, 0))
     assert parse(output(one)) == [(WINDOW_UPDATE, ACK, 3, INITIAL_WINDOW)]
+
+
+def test_what_is_read_at_once_counts_as_what_is_received_and_consumed():
+    kept, placed = opened()[0], opened()[0]
+    head, payload = frame(DATA, FIN, 1, 200 * KIB), bytes(200 * KIB)
+    for one in (kept, placed):
+        feed(one, head + payload[: 10 * KIB])
+    [stream] = [event.stream for event in feed(kept, payload[10 * KIB : 150 * KIB])]
+    kept.consumed(stream, 140 * KIB, 0.0)
+    assert placed.receiving(190 * KIB + 1) is None
+    assert placed.receiving(140 * KIB).id == 1
+    assert placed.received_into_place(140 * KIB, 0.0) == []
+    assert repr(kept) == repr(placed)
+    assert output(kept) == output(placed) != b""
+    assert merged(placed.received_into_place(50 * KIB, 0.0)) == [(EndReceived, 1)]
+    assert placed.receiving(1) is None
+
+
+def test_payload_that_nobody_wants_has_no_place():
+    one, stream = opened()
+    feed(one, frame(DATA, 0, 1, 100))
+    assert one.receiving(100) is stream
+    one.reset(stream)
+    assert one.receiving(100) is None
+    feed(one, bytes(100) + frame(DATA, 0, 9, 100))
+    assert one.receiving(100) is None
