@@ -89,6 +89,16 @@ def publish(title: str, rows: list[Row], json_path: Path | None) -> None:
         json_path.write_text(json.dumps({**data, "rows": results}, indent=1) + "\n")
 
 
+def markdown(rows: list[Row]) -> str:
+    """The table of medians (with p99 where there are enough samples), in Markdown."""
+    names = list(dict.fromkeys(system for row in rows for system in row.samples))
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    lines += [
+        f"| {row.name}, {row.unit} | " + " | ".join(_cell(row, system) for system in names) + " |" for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _cell(row: Row, system: str) -> str:
     median, p99 = row.median(system), row.p99(system)
     if median is None:

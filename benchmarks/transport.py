@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from benchmarks.p2pd import binary
-from benchmarks.report import ROOT, Row, publish
+from benchmarks.report import ROOT, Row, markdown, publish
 
 SYSTEMS = ("ours", "py-libp2p", "p2pd", "raw TCP")
 MIB = 1 << 20
@@ -167,7 +167,8 @@ def scale(systems: list[str], connections: int, streams: int) -> Iterator[Row]:
     """What idle connections and streams cost the side that accepts them, and whether many of them slow calls down."""
     per_connection = Row(f"memory of an idle connection, of {connections}", "KiB")
     per_stream = Row(f"memory of an idle stream, of {streams:,}", "KiB")
-    opening = Row(f"opening a stream and using it once, the last 1,000 of {streams:,}", "ms")
+    first = Row(f"opening a stream and using it once, the first 1,000 of {streams:,}", "ms")
+    last = Row("the same, the last 1,000", "ms")
     before = Row("call, 1 KB, new stream, no other open", "ms")
     after = Row(f"the same, {streams:,} others open", "ms")
     order = {"size": 1000, "new": True, "count": 500}
@@ -184,16 +185,18 @@ def scale(systems: list[str], connections: int, streams: int) -> Iterator[Row]:
             before.add(system, *(1000 * seconds for seconds in both.do("calls", **order)))
             start = both.server_memory()
             times = both.do("hold_streams", count=streams)
-            opening.add(system, *(1000 * seconds for seconds in times[-1000:]))
+            first.add(system, *(1000 * seconds for seconds in times[:1000]))
+            last.add(system, *(1000 * seconds for seconds in times[-1000:]))
             per_stream.add(system, (both.server_memory() - start) / 1024 / streams)
             after.add(system, *(1000 * seconds for seconds in both.do("calls", **order)))
-    yield from (per_connection, per_stream, opening, before, after)
+    yield from (per_connection, per_stream, first, last, before, after)
 
 
 def main() -> None:
     """Alternate between the systems, row by row, round by round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE, in Markdown")
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, metavar="SYSTEM", help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each row (default: 5)")
     parser.add_argument("--connections", type=int, default=100, help="idle connections (default: 100)")
@@ -212,6 +215,8 @@ def main() -> None:
     if "scale" in arguments.parts:
         rows += scale(systems, arguments.connections, arguments.streams)
     publish("transport", rows, arguments.json)
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(rows))
 
 
 if __name__ == "__main__":
