@@ -25,6 +25,7 @@ concern; nothing in the package raises a bare ``Exception``.
     ├── DHTError
     │   ├── BootstrapError          none of the initial peers could be reached
     │   └── InvalidRecord           a key, value or expiration that no peer would store
+    ├── CheckpointError             the saved state of an expert cannot be read, written, or used for it
     ├── CodecError                  bytes that are not the tensor they claim to be
     ├── ExpertError
     │   ├── InvalidUID              not an expert uid or prefix
@@ -144,6 +145,10 @@ class InvalidRecord(DHTError, ValueError):
 
 class CodecError(HivemindError, ValueError):
     """Bytes that are not the tensor they claim to be, or a tensor that the codec cannot carry."""
+
+
+class CheckpointError(HivemindError):
+    """The saved state of an expert cannot be read, written, or used for this expert; the text names the file."""
 
 
 class ExpertError(HivemindError):

@@ -276,7 +276,7 @@ class ExpertBackend:
         # Without an optimizer nobody needs the gradients of the weights, which cost as much as those of the inputs.
         asked = [tensor for tensor in inputs if tensor.requires_grad] if self.optimizer is None else None
         if differentiable and asked != []:
-            torch.autograd.backward(differentiable, grads, inputs=asked)
+            _Gradients.apply(grads, *differentiable).backward(inputs=asked)  # type: ignore[no-untyped-call]
         input_grads = tuple(
             torch.zeros_like(tensor, requires_grad=False) if tensor.grad is None else tensor.grad for tensor in inputs
         )
@@ -318,6 +318,21 @@ class ExpertBackend:
                     f"{DUMMY_BATCH_SIZE} rows of zeros it gave {getattr(output, 'shape', type(output).__name__)}"
                 )
         return nested_map(BatchTensorDescriptor.from_tensor, outputs)
+
+
+class _Gradients(torch.autograd.Function):
+    """A scalar whose backward pass begins with given gradients. ``torch.autograd.backward`` would do the same, but when
+    it is given gradients it imports sympy, for shapes of which only torch's compiler knows: 3 seconds and 50 MiB.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grads: list[torch.Tensor], *outputs: torch.Tensor) -> torch.Tensor:
+        ctx.grads = grads
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (None, *ctx.grads)
 
 
 def _schema(structure: Any, names: Sequence[str]) -> Schema:

@@ -10,12 +10,14 @@ A request's way through two threads::
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import outcome
 import torch
@@ -28,6 +30,10 @@ from hivemind_p2p.runtime.memory import gather, scatter
 from hivemind_p2p.runtime.pool import Abandoned, Answer, Task, TaskPool, answer
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_Job = Callable[[bool], None]
+"""Something else than a batch; called with False if the device thread does not come to it."""
 
 
 class Runtime:
@@ -97,6 +103,26 @@ class Runtime:
             logger.warning("%r left a batch behind that takes longer than %g s", self, self.shutdown_timeout)
             _refuse(self._under_way)
 
+    async def between_batches(self, sync_fn: Callable[[], _T]) -> _T:
+        """``sync_fn()`` on the device thread, as soon as the batch under way is done: so it sees no half-made step.
+
+        Raises:
+            NodeClosed: the Runtime is shut down before it comes to it.
+        """
+        done, token = trio.Event(), trio.lowlevel.current_trio_token()
+        result: outcome.Value[_T] | outcome.Error = outcome.Error(NodeClosed("the Runtime was shut down before"))
+
+        def job(run: bool) -> None:
+            nonlocal result
+            if run:
+                result = outcome.capture(sync_fn)
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        self._desk.put_job(job)
+        await done.wait()
+        return result.unwrap()
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -133,6 +159,9 @@ class Runtime:
             if self._pinned:
                 torch.cuda.set_device(self.device)  # for modules that ask for "cuda"
             while (batch := self._desk.next_batch()) is not None:
+                if callable(batch):
+                    batch(True)
+                    continue
                 pool, self._under_way = batch
                 self._run(pool, self._under_way)
                 self._under_way = []
@@ -195,6 +224,7 @@ class _Desk:
         self.now = clock
         self._changed = threading.Condition(threading.Lock())
         self._busy: dict[TaskPool, None] = {}
+        self._jobs: deque[_Job] = deque()
         self._closed = False
 
     def put(self, pool: TaskPool, task: Task) -> None:
@@ -210,10 +240,20 @@ class _Desk:
             if pool.queue.discard(task) and not pool.queue:
                 self._busy.pop(pool, None)
 
-    def next_batch(self) -> tuple[TaskPool, list[Task]] | None:
-        """The next batch, as soon as one is due; None once the desk is closed."""
+    def put_job(self, job: _Job) -> None:
+        with self._changed:
+            if not self._closed:
+                self._jobs.append(job)
+                self._changed.notify()
+                return
+        job(False)
+
+    def next_batch(self) -> tuple[TaskPool, list[Task]] | _Job | None:
+        """The next job, or batch as soon as one is due; None once the desk is closed."""
         with self._changed:
             while not self._closed:
+                if self._jobs:
+                    return self._jobs.popleft()
                 now = self.now()
                 pool, due = next_pool(self._busy, now)
                 if pool is not None:
@@ -230,7 +270,10 @@ class _Desk:
             self._closed = True
             waiting = [task for pool in self._busy for task in pool.queue.clear()]
             self._busy.clear()
+            jobs, self._jobs = self._jobs, deque()
             self._changed.notify()
+        for job in jobs:
+            job(False)
         return waiting
 
 
