@@ -334,6 +334,14 @@ class HostingSettings:
     """How inputs, outputs and gradients travel, where they are floats; a name of the wire's ``CompressionType``."""
     custom_module_path: Path | None = None
     """A Python file that registers expert classes of your own; it is run first."""
+    checkpoint_dir: Path | None = None
+    """Where experts are saved, and from where they go on at the next start. One server has a directory."""
+    checkpoint_period: float = 60.0
+    """Seconds between two times of saving the experts that have learned."""
+    checkpoints_kept: int = 3
+    """So many checkpoints of each expert stay, the newest."""
+    replicate: bool = False
+    """Begin with the states of other servers' experts of the same uids, where they have learned more."""
     update_period: float = 30.0
     """Seconds between two declarations of the experts in the swarm, which forgets them after twice that."""
     max_request_bytes: int = 2**30
@@ -348,7 +356,8 @@ class HostingSettings:
             )
         above_zero = (
             "num_experts", "hidden_dim", "min_batch_size", "max_batch_size", "lr", "clip_grad_norm", "update_period",
-            "gradient_accumulation_steps", "num_training_steps", "max_request_bytes", "max_pending_bytes",
+            "gradient_accumulation_steps", "num_training_steps", "checkpoint_period", "checkpoints_kept",
+            "max_request_bytes", "max_pending_bytes",
         )  # fmt: skip
         for name in above_zero:
             value = getattr(self, name)

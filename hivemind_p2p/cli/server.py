@@ -61,6 +61,19 @@ def server(
     compression: Annotated[
         str | None, _option("How tensors travel: NONE, FLOAT16, UNIFORM_8BIT, ...", default=_DEFAULTS.compression)
     ] = None,
+    checkpoint_dir: Annotated[
+        Path | None,
+        _option("Save experts here, and go on from what is here.", default="nothing is saved", metavar="DIR"),
+    ] = None,
+    checkpoint_period: Annotated[
+        float | None, _option("Seconds between two times of saving.", default=f"{_DEFAULTS.checkpoint_period:g}")
+    ] = None,
+    replicate: Annotated[
+        bool | None,
+        _option(
+            "Begin with the states of living replicas of these experts, where they have learned more.", default="no"
+        ),
+    ] = None,
     update_period: Annotated[
         float | None, _option("Seconds between two declarations in the swarm.", default=f"{_DEFAULTS.update_period:g}")
     ] = None,
@@ -95,6 +108,9 @@ def server(
             "hosting.lr": lr,
             "hosting.clip_grad_norm": clip_grad_norm,
             "hosting.compression": compression,
+            "hosting.checkpoint_dir": checkpoint_dir,
+            "hosting.checkpoint_period": checkpoint_period,
+            "hosting.replicate": replicate,
             "hosting.update_period": update_period,
         },
     )

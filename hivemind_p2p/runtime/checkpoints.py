@@ -107,8 +107,7 @@ class Checkpoints:
             _flush(hidden)
             hidden.rename(path)
             _flush(path.parent)
-            for old in before[self.kept - 1 :]:
-                old.unlink(missing_ok=True)
+            self._prune([path, *before])
         except Exception as error:  # safetensors has its own errors for a full disk
             with contextlib.suppress(OSError):
                 hidden.unlink(missing_ok=True)
@@ -118,9 +117,15 @@ class Checkpoints:
         return path
 
     def clean_up(self) -> None:
-        """Remove what writers that died have left. While nobody writes."""
+        """Remove what writers that died have left, and what they had no time to remove. While nobody writes."""
         for path in self.directory.glob(f"*/{_HIDDEN}"):
             path.unlink(missing_ok=True)
+        for uid in self.uids():
+            self._prune(self.of(uid))
+
+    def _prune(self, newest_first: list[Path]) -> None:
+        for old in newest_first[self.kept :]:
+            old.unlink(missing_ok=True)
 
     def _folder(self, uid: str) -> Path:
         return self.directory / quote(uid, safe="")  # the name of a grid may be anything without a dot

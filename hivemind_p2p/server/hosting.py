@@ -15,6 +15,8 @@ from hivemind_p2p.node import Node
 from hivemind_p2p.runtime import ExpertBackend, Runtime
 from hivemind_p2p.server.declare import declaration, store_records, withdraw_experts
 from hivemind_p2p.server.handler import ConnectionHandler
+from hivemind_p2p.server.replication import StateService, take_over
+from hivemind_p2p.server.saving import Saver
 from hivemind_p2p.wire.expert_uid import replicas_key
 
 WITHDRAW_TIMEOUT: Final = 5.0
@@ -34,14 +36,23 @@ async def hosting(
     device: torch.device | None,
     update_period: float,
     expiration: float,
+    saver: Saver | None = None,
+    replicate: bool = False,
 ) -> AsyncIterator[Runtime]:
     """Serve experts while inside; declared before this is entered, unless the DHT fails.
 
-    On leaving: withdraw them while still answering, refuse new requests, let those under way finish, stop.
+    On leaving: withdraw them while still answering, refuse new requests, let those under way finish, save, stop.
+
+    Args:
+        saver: of their checkpoints.
+        replicate: take over the states of living replicas first.
 
     Raises (on entering):
         ConfigError: the node hosts a server already, or the device cannot be used.
+        CheckpointError: nothing can be saved.
     """
+    if replicate:
+        await take_over(node, experts)
     uids = sorted(experts)
     for uid in uids:
         module = experts[uid].module
@@ -49,8 +60,12 @@ async def hosting(
         logger.info("hosting %s: %s, %d parameters", uid, type(module).__name__, size)
     rpc = node.rpc  # the node may be gone before we are
     async with Runtime(experts, device=device) as runtime:
+        states = StateService(experts, runtime)
+        if saver is not None:
+            await saver.save(runtime)
         try:
             handler.register(rpc)
+            states.register(rpc)
         except RPCError as error:
             raise ConfigError(
                 f"this node hosts a server already ({error}); give all experts to one server, or the other a DHT of "
@@ -60,6 +75,8 @@ async def hosting(
             async with trio.open_nursery() as nursery:
                 await declare(node, experts, expiration)
                 nursery.start_soon(_keep_declared, node, experts, update_period, expiration)
+                if saver is not None:
+                    nursery.start_soon(saver.keep_saving, runtime)
                 yield runtime
                 nursery.cancel_scope.cancel()
         finally:
@@ -74,6 +91,9 @@ async def hosting(
                     with trio.move_on_after(DRAIN_TIMEOUT):
                         await handler.drained()
                     handler.unregister(rpc)
+                    states.unregister(rpc)
+                    if saver is not None:
+                        await saver.save_at_last(runtime)
 
 
 async def _keep_declared(

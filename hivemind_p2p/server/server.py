@@ -15,7 +15,7 @@ from multiaddr import Multiaddr
 
 from hivemind_p2p.config import HostingSettings
 from hivemind_p2p.errors import ConfigError, NodeClosed
-from hivemind_p2p.runtime import ExpertBackend, Runtime
+from hivemind_p2p.runtime import Checkpoints, ExpertBackend, Runtime
 from hivemind_p2p.server.expert_classes import load_expert_classes
 from hivemind_p2p.server.handler import ConnectionHandler
 from hivemind_p2p.server.hosting import hosting
@@ -26,7 +26,8 @@ from hivemind_p2p.server.recipe import (
     optimizer_maker,
     scheduler_maker,
 )
-from hivemind_p2p.server.uids import draw_uids, grid_for
+from hivemind_p2p.server.saving import Saver
+from hivemind_p2p.server.uids import draw_uids, grid_for, saved_uids
 from hivemind_p2p.sync import DHT, Held, portal
 from hivemind_p2p.wire.expert_uid import check_uid
 from hivemind_p2p.wire.peer_id import PeerID
@@ -37,7 +38,6 @@ _UNSET: Final[Any] = object()
 _WITHOUT_MEANING: Final = {
     "num_handlers": "one thread answers all requests",
     "num_connection_handlers": "one thread answers all requests",
-    "checkpoint_dir": "this version does not save experts; keep server.experts[uid].module.state_dict() yourself",
     "stats_report_interval": "read server.experts[uid].forward_pool.stats instead",
 }
 
@@ -65,6 +65,11 @@ class Server:
         max_request_bytes: the largest request, all its tensors together as they travel.
         max_pending_bytes: the most bytes of requests that are being received or wait to be computed; beyond it they
             are refused.
+        checkpoint_dir: where experts are saved, and from where those that are there go on. One server has a directory.
+        checkpoint_period: seconds between two times of saving those that have learned. They are saved at the end, too.
+        checkpoints_kept: so many of each expert stay.
+        replicate: experts that other servers serve as well begin with the state of the one that has learned the most,
+            if that is more than they themselves have.
 
     Attributes:
         dht, experts: what was given.
@@ -73,6 +78,7 @@ class Server:
     Raises:
         InvalidUID: a uid is none.
         ConfigError: arguments contradict each other, or the peer hosts a server already.
+        CheckpointError: there is no expert like these in the checkpoints, or they cannot be read or written.
     """
 
     def __init__(
@@ -86,6 +92,10 @@ class Server:
         start: bool = False,
         max_request_bytes: int = HostingSettings.max_request_bytes,
         max_pending_bytes: int = HostingSettings.max_pending_bytes,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_period: float = HostingSettings.checkpoint_period,
+        checkpoints_kept: int = HostingSettings.checkpoints_kept,
+        replicate: bool = False,
     ) -> None:
         self.dht, self.experts = dht, dict(experts)
         for uid, expert in self.experts.items():
@@ -103,6 +113,11 @@ class Server:
         self._handler = ConnectionHandler(
             self.experts, max_request_bytes=max_request_bytes, max_pending_bytes=max_pending_bytes
         )
+        self._replicate, self._saver = replicate, None
+        if checkpoint_dir is not None:
+            checkpoints = Checkpoints(checkpoint_dir, kept=checkpoints_kept)
+            self._saver = Saver(checkpoints, self.experts, period=checkpoint_period)
+            self._saver.load()
         self._owns_dht = False
         self._held: Held[Runtime] | None = None
         if start:
@@ -137,6 +152,10 @@ class Server:
         expiration: float | None = None,
         max_request_bytes: int = HostingSettings.max_request_bytes,
         max_pending_bytes: int = HostingSettings.max_pending_bytes,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_period: float = HostingSettings.checkpoint_period,
+        checkpoints_kept: int = HostingSettings.checkpoints_kept,
+        replicate: bool = False,
         dht: DHT | None = None,
         **dht_options: Any,
     ) -> Self:
@@ -161,7 +180,10 @@ class Server:
             compression: of all inputs, outputs and gradients that are floats: ``"FLOAT16"``, or a number of
                 ``CompressionType``.
             custom_module_path: a Python file that registers expert classes, run first.
-            update_period, expiration, max_request_bytes, max_pending_bytes: see :class:`Server`.
+            update_period, expiration, max_request_bytes, max_pending_bytes, checkpoint_period, checkpoints_kept,
+                replicate: see :class:`Server`.
+            checkpoint_dir: see there. Experts that were saved there and fit ``expert_pattern`` are hosted again, before
+                free uids are drawn.
             dht: the peer that hosts; it stays yours. Default: one of its own, which ends with the server.
             dht_options: arguments of that :class:`~hivemind_p2p.DHT`: ``initial_peers``, ``host_maddrs``, ...
 
@@ -187,6 +209,8 @@ class Server:
             detect_anomalies=detect_anomalies,
             min_batch_size=min_batch_size,
             max_batch_size=max_batch_size,
+            checkpoint_period=checkpoint_period,
+            checkpoints_kept=checkpoints_kept,
         )
         if custom_module_path is not None:
             load_expert_classes(custom_module_path)
@@ -210,7 +234,8 @@ class Server:
         try:
             peer = dht or own_dht
             assert peer is not None
-            uids = wanted.expert_uids if grid is None else draw_uids(peer, count, grid)
+            saved = () if grid is None or checkpoint_dir is None else saved_uids(checkpoint_dir, count, grid)
+            uids = wanted.expert_uids if grid is None else [*saved, *draw_uids(peer, count - len(saved), grid, saved)]
             server = cls(
                 peer,
                 {uid: recipe.backend(uid) for uid in uids},
@@ -219,6 +244,10 @@ class Server:
                 device=device,
                 max_request_bytes=max_request_bytes,
                 max_pending_bytes=max_pending_bytes,
+                checkpoint_dir=checkpoint_dir,
+                checkpoint_period=checkpoint_period,
+                checkpoints_kept=checkpoints_kept,
+                replicate=replicate,
             )
             server._owns_dht = dht is None
             if start:
@@ -254,6 +283,8 @@ class Server:
             device=self.device,
             update_period=self.update_period,
             expiration=self.expiration,
+            saver=self._saver,
+            replicate=self._replicate,
         ) as runtime:
             self.ready.set()
             try:

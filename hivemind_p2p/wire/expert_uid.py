@@ -124,6 +124,16 @@ class UIDGrid:
     def __len__(self) -> int:
         return math.prod(len(block) for block in self.blocks if isinstance(block, range))
 
+    def __contains__(self, uid: object) -> bool:
+        """Whether it is one of them."""
+        if not isinstance(uid, str) or not is_valid_uid(uid):
+            return False
+        parts = uid.split(UID_DELIMITER)
+        return len(parts) == len(self.blocks) and all(
+            int(part) in block if isinstance(block, range) else part == block
+            for part, block in zip(parts, self.blocks, strict=True)
+        )
+
     def __getitem__(self, index: int) -> str:
         """The uid at ``index``; the last block counts fastest."""
         if not 0 <= index < len(self):

@@ -15,6 +15,7 @@ import torch
 from hivemind_p2p import DHT
 from hivemind_p2p.cli import app as cli
 from hivemind_p2p.errors import TransportError
+from hivemind_p2p.runtime import Checkpoints, ExpertState
 from hivemind_p2p.sync import portal
 from hivemind_p2p.wire.peer_id import PeerID
 from tests.server.calls import Caller
@@ -46,6 +47,30 @@ def test_two_servers_one_stopped_and_one_killed(start_node):
         with pytest.raises(TransportError):
             portal().call(Caller(dht.node.rpc, peer_id).unary, "forward", uid, X)
         assert dht.get(uid).value == killed.ready["peer_id"], "only time can tell that a killed one is gone"
+
+
+def test_a_killed_server_goes_on_from_its_last_checkpoint(start_node, tmp_path):
+    ffn = ["--hidden-dim", "8", "--optimizer", "sgd", "--checkpoint-dir", str(tmp_path), "--checkpoint-period", "0.05"]
+    command = ["server", *LISTEN, *ffn, "--expert-pattern", "ffn.[0:4096]"]
+    first = start_node(*command)
+    [uid] = first.ready["experts"]
+    checkpoints = Checkpoints(tmp_path)
+    with DHT([first.address], start=True, host_maddrs=LISTEN[1:]) as dht:
+        caller = Caller(dht.node.rpc, PeerID.from_base58(first.ready["peer_id"]))
+        portal().call(caller.unary, "backward", uid, X, X)
+        before = portal().call(caller.unary, "forward", uid, X)
+        while ExpertState.read(checkpoints.of(uid)[0], uid).update_count < 1:
+            portal().call(caller.info, uid)
+        first.process.kill()
+        first.process.wait()
+    second = start_node(*command)
+    assert second.ready["experts"] == [uid], "also when uids are drawn"
+    with DHT([second.address], start=True, host_maddrs=LISTEN[1:]) as dht:
+        caller = Caller(dht.node.rpc, PeerID.from_base58(second.ready["peer_id"]))
+        assert torch.equal(portal().call(caller.unary, "forward", uid, X)[0], before[0])
+        portal().call(caller.unary, "backward", uid, X, X)
+    assert second.stop() == (0, "", "")
+    assert ExpertState.read(checkpoints.of(uid)[0], uid).update_count == 2, "it saves before it stops"
 
 
 def test_ctrl_c_on_a_terminal(tmp_path):

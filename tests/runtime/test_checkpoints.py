@@ -103,31 +103,61 @@ def test_leftovers_are_not_read_and_are_cleaned_up(tmp_path):
     assert sorted(os.listdir(path.parent)) == [path.name, "notes.txt"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="forks and kills")
-def test_killed_at_any_instant_a_restart_has_the_last_complete_one(tmp_path):
-    chance = random.Random(0)
-    program = [sys.executable, "-m", keeps_saving.__name__, str(tmp_path)]
-    acknowledged = 0
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as keeper:
-        for _ in range(30):
-            keeper.stdin.write(b"go\n")
-            _, pid, loaded = keeper.stdout.readline().split()
-            assert int(loaded) >= acknowledged
-            for _ in range(chance.randrange(5)):
-                word, count = keeper.stdout.readline().split()
-                assert word == b"saved"
-                acknowledged = int(count)
-            for _ in range(chance.randrange(30_000)):
-                pass  # anywhere within the next few milliseconds: it is computing, writing, flushing or renaming
-            os.kill(int(pid), signal.SIGKILL)
-            while (line := keeper.stdout.readline()) != b"dead\n":
-                acknowledged = int(line.split()[1])
-            expert, checkpoints = keeps_saving.counter(), Checkpoints(tmp_path, kept=2)
-            if acknowledged:
-                assert checkpoints.load(expert) == checkpoints.of("count.0")[0], "the newest is whole"
-            assert acknowledged <= expert.update_count <= acknowledged + 1
-            for weight in expert.module.parameters():
-                assert torch.equal(weight, torch.full_like(weight, expert.update_count))
-            assert len(checkpoints.of("count.0")) <= 3
-        keeper.stdin.close()
-    assert acknowledged > 30
+@pytest.fixture(scope="module")
+def keeper():
+    """A process that saves, and functions to send it a number and a directory, and to read a line."""
+    if os.name == "nt":
+        pytest.skip("forks and kills")
+    program = [sys.executable, "-m", keeps_saving.__name__]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+
+        def start(directory: Path, line: int = 0) -> tuple[int, int]:
+            process.stdin.write(f"{line} {directory}\n".encode())
+            _, pid, loaded = process.stdout.readline().split()
+            return int(pid), int(loaded)
+
+        yield start, process.stdout.readline
+        process.stdin.close()
+
+
+def check_what_is_there(directory, acknowledged: int) -> None:
+    """The newest file is whole, and it is that of the last update that was acknowledged, or of the next."""
+    expert, checkpoints = keeps_saving.counter(), Checkpoints(directory, kept=2)
+    if acknowledged:
+        assert checkpoints.load(expert) == checkpoints.of("count.0")[0], "the newest is whole"
+    assert acknowledged <= expert.update_count <= acknowledged + 1
+    for weight in expert.module.parameters():
+        assert torch.equal(weight, torch.full_like(weight, expert.update_count))
+
+
+def test_killed_at_any_line_a_restart_has_the_last_complete_one(keeper, tmp_path):
+    start, readline = keeper
+    acknowledged, line, saved = 0, 0, False
+    while not saved:
+        line += 1
+        _, loaded = start(tmp_path, line)
+        assert loaded >= acknowledged
+        acknowledged = loaded
+        while (said := readline()) != b"dead\n":
+            saved, acknowledged = True, int(said.split()[1])
+        check_what_is_there(tmp_path, acknowledged)
+    assert line > 20, "so many lines it takes to save"
+    assert acknowledged > 3
+    assert len(Checkpoints(tmp_path).of("count.0")) == 2
+
+
+def test_killed_at_any_moment_a_restart_has_the_last_complete_one(keeper, tmp_path):
+    start, readline = keeper
+    chance, acknowledged = random.Random(0), 0
+    for _ in range(20):
+        pid, loaded = start(tmp_path)
+        assert loaded >= acknowledged
+        for _ in range(chance.randrange(3)):
+            acknowledged = int(readline().split()[1])
+        for _ in range(chance.randrange(200_000)):
+            pass  # it computes, writes, flushes or renames meanwhile
+        os.kill(pid, signal.SIGKILL)
+        while (said := readline()) != b"dead\n":
+            acknowledged = int(said.split()[1])
+        check_what_is_there(tmp_path, acknowledged)
+    assert acknowledged >= 10

@@ -15,6 +15,7 @@ from hivemind_p2p import DHT, ExpertBackend, Server, background_server
 from hivemind_p2p.dht import get_dht_time
 from hivemind_p2p.errors import (
     BootstrapError,
+    CheckpointError,
     ConfigError,
     ExpertNotFound,
     InvalidUID,
@@ -168,7 +169,8 @@ def test_optimizers_as_hivemind_takes_them(first, joining):
         ({"compression": "zip"}, ConfigError, "compression = 'zip' is not one of"),
         ({"device": "cuda:99"}, ConfigError, "device cuda:99 cannot be used"),
         ({"num_handlers": 4}, ConfigError, "one thread answers all requests"),
-        ({"checkpoint_dir": "."}, ConfigError, "does not save experts"),
+        ({"checkpoint_dir": __file__}, CheckpointError, "name another directory"),
+        ({"checkpoints_kept": 0}, ConfigError, "checkpoints_kept = 0 must be above 0"),
         ({"num_expert": 4}, ConfigError, "is unknown"),
         ({"host_maddrs": ["/ip4/203.0.113.1/tcp/0"]}, ListenError, "203.0.113.1"),
     ],

@@ -1,0 +1,78 @@
+"""Checkpoints of a running server: loaded before it starts, saved while it runs and when it stops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+import trio
+
+from hivemind_p2p.errors import CheckpointError, NodeClosed
+from hivemind_p2p.runtime import Checkpoints, ExpertBackend, ExpertState, Runtime
+
+LAST_SAVE_TIMEOUT: Final = 30.0
+"""Seconds that saving may take when the server stops."""
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves the experts of one server.
+
+    Args:
+        checkpoints: where.
+        experts: by uid.
+        period: seconds between two times.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, experts: Mapping[str, ExpertBackend], *, period: float) -> None:
+        self.checkpoints, self.period = checkpoints, period
+        self._experts = experts
+        self._saved: dict[str, int] = {}
+
+    def load(self) -> None:
+        """Make the experts what their checkpoints say; those without one stay as they are. Before they compute. Blocks.
+
+        Raises:
+            CheckpointError: one has checkpoints, of which none can be used.
+        """
+        self.checkpoints.clean_up()
+        for uid, expert in self._experts.items():
+            if self.checkpoints.load(expert) is not None:
+                self._saved[uid] = expert.update_count
+
+    async def save(self, runtime: Runtime) -> None:
+        """Save those that have learned since the last time, and those that never were saved.
+
+        Raises:
+            CheckpointError: one cannot be saved.
+        """
+        for uid, expert in self._experts.items():
+            if self._saved.get(uid) == expert.update_count:
+                continue
+            state = await runtime.between_batches(partial(ExpertState.of, expert))
+            await trio.to_thread.run_sync(self.checkpoints.save, uid, state)
+            self._saved[uid] = state.update_count
+            logger.debug("saved expert %s after %d updates", uid, state.update_count)
+
+    async def keep_saving(self, runtime: Runtime) -> None:
+        """Save every ``period`` seconds."""
+        while True:
+            await trio.sleep(self.period)
+            try:
+                await self.save(runtime)
+            except Exception:  # the boundary of a background loop
+                logger.exception("experts could not be saved; trying again in %g s", self.period)
+
+    async def save_at_last(self, runtime: Runtime) -> None:
+        """Save what there is to save, in bounded time; what goes wrong is logged."""
+        try:
+            with trio.fail_after(LAST_SAVE_TIMEOUT):
+                await self.save(runtime)
+        except (CheckpointError, NodeClosed, trio.TooSlowError) as error:
+            logger.error("stopping without having saved all experts: %s", error or "it took too long")
+
+    def __repr__(self) -> str:
+        return f"<Saver of {len(self._experts)} experts every {self.period:g} s: {self.checkpoints!r}>"
