@@ -44,6 +44,11 @@ def steps_for(facts: Facts, kind: str, *, public_ip: str, behind_carrier: bool) 
             "machine with a public address."
         )
     port = facts.fixed_port or _EXAMPLE_PORT
+    if facts.ipv6 and not any(":" in ip for ip, _ in facts.listening):
+        yield (
+            f"This machine has IPv6 ({facts.ipv6[0]}), which needs no NAT: listen there too, "
+            f"`--host-maddrs /ip4/0.0.0.0/tcp/{port} /ip6/::/tcp/{port}`."
+        )
     if not facts.fixed_port and kind in ("firewalled", "symmetric", "port-restricted", "cone", "nat"):
         yield (
             "To be dialled without relays, first of all listen on a fixed port: "

@@ -39,6 +39,7 @@ _AGAIN: Final = 60.0
 """Seconds for which a peer that was told is not told again."""
 _MOST_PEERS: Final = 256
 _AT_ONCE: Final = 4
+_MOST_WAITING: Final = 32
 _GOODBYE: Final = 2.0
 
 Found = Callable[[Sequence[Multiaddr]], Awaitable[None]]
@@ -149,8 +150,8 @@ class LocalPeers:
 
     def _heard(self, record: bytes) -> None:
         """Somebody says where peers are."""
-        if self._nursery is None:
-            return
+        if self._nursery is None or self._room.statistics().tasks_waiting >= _MOST_WAITING:
+            return  # who is still there says so again
         now = trio.current_time()
         for peer_id, maddrs in dnsaddr.decode(record, interface_networks()).items():
             told = self._told.get(peer_id)

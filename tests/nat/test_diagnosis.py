@@ -113,6 +113,12 @@ def test_what_is_wrong_is_said_with_a_step(more: dict[str, object], grade: Grade
     assert any(step in each for each in diagnosis.steps), diagnosis.steps
 
 
+@pytest.mark.parametrize(("listening", "advised"), [(HOME, True), ((*HOME, ("2600::7", 5005)), False)])
+def test_ipv6_that_is_not_used_is_pointed_out(listening: tuple[tuple[str, int], ...], advised: bool):
+    facts = home(seen(9999), seen(9998, "44.0.0.2"), ipv6=("2600::7",), listening=listening)
+    assert any("/ip6/::/tcp/5005" in step for step in diagnose(facts).steps) is advised
+
+
 def test_when_all_is_well_there_is_nothing_to_do():
     facts = home(seen(5005), seen(5005, "44.0.0.2"), addresses=tried(False))
     assert diagnose(facts).steps == ()

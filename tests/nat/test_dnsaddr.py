@@ -29,6 +29,7 @@ def test_addresses_go_there_and_back():
 def test_records_stay_small():
     many = [Multiaddr(f"/ip4/192.168.1.9/tcp/{port}") for port in range(1, 100)]
     assert len(decode(encode(many, PEER), NETWORKS)[PEER]) == 8
+    assert len(decode(encode(many[:8], PEER) * 3, NETWORKS)[PEER]) == 8
     assert encode([Multiaddr(f"/dns/{'.'.join(['x' * 60] * 4)}/tcp/1")], PEER) == b""
 
 
