@@ -21,27 +21,18 @@ from hivemind_p2p.wire.peer_id import PeerID
 PATIENCE = 60.0
 
 
-class ForeignPeer:
+class ForeignProcess:
     """The process, and what it is asked to do.
 
     Args:
         process: with text pipes to its standard input and output.
-        ready: the line that it wrote when it was ready.
     """
 
-    def __init__(self, process: subprocess.Popen[str], ready: str) -> None:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        said = json.loads(ready)
-        self.peer_id = PeerID.from_base58(said["peer_id"])
-        self.maddrs = [Multiaddr(maddr) for maddr in said["maddrs"]]
         self._numbers = itertools.count()
         self._answers: dict[int, Future[Any]] = {}
         threading.Thread(target=self._read, daemon=True).start()
-
-    @property
-    def maddr(self) -> Multiaddr:
-        """The first of its addresses."""
-        return self.maddrs[0]
 
     async def do(self, command: str, **arguments: Any) -> Any:
         """Run a command there; its result. Raises RuntimeError with what went wrong there."""
@@ -69,3 +60,22 @@ class ForeignPeer:
                 future.set_result(answer["result"])
         for future in self._answers.values():
             future.set_exception(RuntimeError("the process ended; its stderr may say why"))
+
+
+class ForeignPeer(ForeignProcess):
+    """One peer in a process of its own.
+
+    Args:
+        ready: the line that it wrote when it was ready.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], ready: str) -> None:
+        super().__init__(process)
+        said = json.loads(ready)
+        self.peer_id = PeerID.from_base58(said["peer_id"])
+        self.maddrs = [Multiaddr(maddr) for maddr in said["maddrs"]]
+
+    @property
+    def maddr(self) -> Multiaddr:
+        """The first of its addresses."""
+        return self.maddrs[0]

@@ -228,7 +228,7 @@ class Peer:
         self.dht = None
 
 
-async def answer(peer: Peer, line: bytes) -> None:
+async def answer(peer: object, line: bytes) -> None:
     command = json.loads(line)
     number, do = command.pop("id"), command.pop("do")
     try:
@@ -236,6 +236,17 @@ async def answer(peer: Peer, line: bytes) -> None:
     except Exception as error:
         reply = {"id": number, "error": f"{type(error).__name__}: {error}"}
     print(json.dumps(reply), flush=True)
+
+
+async def serve_commands(peer: object) -> None:
+    """Run what standard input says, at the same time, until it ends."""
+    commands = asyncio.StreamReader(limit=2**24)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    tasks = set()
+    while line := await commands.readline():
+        task = asyncio.create_task(answer(peer, line))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
 
 async def main() -> None:
@@ -254,13 +265,7 @@ async def main() -> None:
     maddrs = [str(maddr) for maddr in await p2p.get_visible_maddrs()]
     print(json.dumps({"peer_id": p2p.peer_id.to_base58(), "maddrs": maddrs}), flush=True)
 
-    commands = asyncio.StreamReader(limit=2**24)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
-    tasks = set()
-    while line := await commands.readline():
-        task = asyncio.create_task(answer(peer, line))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+    await serve_commands(peer)
     await p2p.shutdown()
 
 
