@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -23,9 +24,9 @@ CHURN = (0.0, 0.5, 1.0, 2.0)
 def main() -> None:
     """Compare with hivemind, or simulate."""
     parser = options(__doc__)
-    parser.add_argument("--peers", type=int, default=16, help="peers of the local swarm (default: 16)")
+    parser.add_argument("--peers", type=int, nargs="+", default=[16, 32], help="sizes of local swarms (default: 16 32)")
     parser.add_argument("--keys", type=int, default=60, help="records stored and read (default: 60)")
-    parser.add_argument("--rounds", type=int, default=2, help="swarms of each system, in turn (default: 2)")
+    parser.add_argument("--rounds", type=int, default=1, help="swarms of each size and system, in turn (default: 1)")
     parser.add_argument("--simulate", type=int, metavar="NODES", help="simulate swarms of up to so many nodes instead")
     parser.add_argument("--seed", type=int, default=1, help="of the simulations (default: 1)")
     parser.add_argument("--operations", type=int, default=200, help="records in a simulation (default: 200)")
@@ -39,30 +40,26 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Swarms of every system in turn, each in a process of its own."""
-    rows: dict[str, Row] = {}
-    for _ in range(arguments.rounds):
+    rows: dict[tuple[int, str], Row] = {}
+    for peers, _ in itertools.product(arguments.peers, range(arguments.rounds)):
         for system in systems(arguments.only):
-            measured = swarm(system, arguments.peers, arguments.keys)
-            for name, samples in measured["samples"].items():
+            for name, samples in swarm(system, peers, arguments.keys).items():
                 what, _, unit = name.rpartition(", ")
-                rows.setdefault(name, Row(what, unit)).add(system, *samples)
-            tried = rows.setdefault("failures", Row("operations that failed", "count"))
-            tried.add(system, float(measured["failures"]))
-    publish(f"DHT of {arguments.peers} local peers", list(rows.values()), arguments.json)
+                rows.setdefault((peers, name), Row(f"{peers} peers: {what}", unit)).add(system, *samples)
+    publish("DHT of local peers", list(rows.values()), arguments.json)
 
 
-def swarm(system: str, peers: int, keys: int) -> dict[str, Any]:
-    """One swarm, where possible in a network of its own, so that bytes on the loopback interface are its own."""
+def swarm(system: str, peers: int, keys: int) -> dict[str, list[float]]:
+    """Samples of one swarm by what was measured; it is alone in its network, where that is possible, to count bytes."""
     python, module = PYTHONS[system]
-    words = [sys.executable, str(ROOT / "benchmarks" / "dht_swarm.py"), python, module, str(peers), str(keys)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT) if system == "ours" else ""}
+    words = [sys.executable, "-m", "benchmarks.dht_swarm", python, module, str(peers), str(keys)]
     alone = ["unshare", "--net", "sh", "-c", f"ip link set lo up && exec {shlex.join(words)}"]
     if subprocess.run(["unshare", "--net", "ip", "link"], capture_output=True).returncode == 0:
         words = alone
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=900)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=900)
     if done.returncode:
         raise SystemExit(f"the swarm of {system} failed: {shlex.join(words)}\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 

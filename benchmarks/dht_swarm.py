@@ -11,6 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from benchmarks.processes import kill_tree
+
 PROGRAM = Path(__file__).with_name("dht_peer.py")
 BULK = 100
 LASTS = 600.0
@@ -46,7 +50,7 @@ class Measurement:
 
     def __init__(self) -> None:
         self.samples: dict[str, list[float]] = {}
-        self.failures = 0
+        self.operations = self.failures = 0
 
     def add(self, name: str, value: float) -> None:
         """Take a sample."""
@@ -56,6 +60,7 @@ class Measurement:
         """Have a peer do something; note how long it took, and whether it came out right."""
         seconds, result = peer.ask(*command)
         self.add(f"{name}, ms", 1000 * seconds / share)
+        self.operations += 1
         self.failures += not right(result)
 
 
@@ -111,6 +116,12 @@ def measure(peers: list[Peer], keys: int, measured: Measurement) -> None:
         measured.ask(f"get_many of {BULK}, per key", reader, "get_many", names, right=everything, share=BULK)
 
 
+def pss(process: psutil.Process) -> int:
+    """Bytes in memory, what is shared counted in parts."""
+    size: int = process.memory_full_info().pss
+    return size
+
+
 def main() -> None:
     python, module, count, keys = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     chance, peers, measured = random.Random(1), list[Peer](), Measurement()
@@ -121,6 +132,11 @@ def main() -> None:
         for peer in peers[1:]:
             measured.add("join, ms", 1000 * peer.join_seconds)
         measure(peers, keys, measured)
+        measured.add("operations that failed, %", 100 * measured.failures / measured.operations)
+        for peer in peers:
+            tree = [root := psutil.Process(peer.process.pid), *root.children(recursive=True)]
+            measured.add("memory of a peer (PSS of all its processes), MiB", sum(map(pss, tree)) / 2**20)
+            measured.add("processes of a peer, count", len(tree))
     finally:
         for peer in peers:
             assert peer.process.stdin is not None
@@ -129,8 +145,8 @@ def main() -> None:
             try:
                 peer.process.wait(timeout=20)
             except subprocess.TimeoutExpired:
-                peer.process.kill()
-    print(json.dumps({"samples": measured.samples, "failures": measured.failures}))
+                kill_tree(peer.process)
+    print(json.dumps(measured.samples))
 
 
 if __name__ == "__main__":
