@@ -210,6 +210,8 @@ class DHTSettings:
     """A full bucket that does not hold our own id splits until its depth is a multiple of this (b)."""
     alpha: int = 4
     """Requests in flight for one key of a lookup (alpha)."""
+    lookup_paths: int = 3
+    """Disjoint paths of a lookup: one peer that lies, and its accomplices, spoil one of them (d in S/Kademlia)."""
     num_replicas: int = 5
     """How many nearest nodes are asked to store a record; at most ``bucket_size``."""
     parallel_rpc: int = 64

@@ -53,6 +53,7 @@ class Crawl:
             max_parallel=settings.parallel_rpc,
             targets_per_request=settings.keys_per_request,
             wait_for_slow=wait_for_slow,
+            paths=settings.lookup_paths,
         )
         self._nursery: trio.Nursery | None = None
         self._requests = self._failures = self._hops = 0
@@ -82,6 +83,10 @@ class Crawl:
     def nearest(self, target: DHTID) -> Sequence[PeerContact]:
         """The nodes nearest to ``target`` that answered, nearest first; not ourselves."""
         return self.lookup.nearest(target)
+
+    def spread(self, target: DHTID, count: int) -> Sequence[PeerContact]:
+        """Like :meth:`nearest`, but no single liar chose all of the first ``count``."""
+        return self.lookup.spread(target, count)
 
     def __repr__(self) -> str:
         return f"<Crawl {self.lookup!r}>"

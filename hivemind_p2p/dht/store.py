@@ -53,9 +53,10 @@ async def store_items(
     await crawl.run()
     keys = {}
     for key, its_items in items.items():
-        candidates = list(crawl.nearest(key))
+        candidates = list(crawl.spread(key, protocol.settings.num_replicas))
         if not exclude_self and not protocol.client_mode:
-            candidates = sorted([*candidates, protocol.own], key=lambda contact: contact.node_id ^ key)
+            nearer = sum(contact.node_id ^ key < protocol.own.node_id ^ key for contact in candidates)
+            candidates.insert(nearer, protocol.own)
         keys[key] = _Key(its_items, candidates, [Verdict.UNKNOWN] * len(its_items))
     await _Storing(protocol, keys.values()).run()
     return {key: state.verdicts for key, state in keys.items()}

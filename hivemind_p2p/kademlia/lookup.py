@@ -10,12 +10,13 @@ Ask it what to ask (``next_requests``), send that, feed back what came of it (``
 
 The rules, all of them:
 
-1. A target's *beam* is the ``width`` nearest contacts that we know of and that have not failed. The target is finished
-   when everyone in its beam has answered for it, when its caller says so (``finish``), or when it has cost
-   ``max_requests``. Unless ``wait_for_slow``, those in its beam whom the caller calls ``slow`` need not have answered.
-2. Of everyone in a beam that was not asked for that target yet, the nearest is asked next, while fewer than ``alpha``
-   requests are in flight for the target, and fewer than ``max_parallel`` for all. A request that the caller calls
-   ``slow`` does not count for ``alpha`` any more: a few dead peers hold nobody up.
+1. A target's *beam* is the ``width`` nearest contacts that we know of and that have not failed, and the nearest few of
+   every path (see ``paths``). The target is finished when everyone in its beam has answered for it, when its caller
+   says so (``finish``), or when it has cost ``max_requests``. Unless ``wait_for_slow``, those in its beam whom the
+   caller calls ``slow`` need not have answered.
+2. Of everyone in a beam that was not asked for that target yet, the nearest of the path that was followed least is
+   asked next, while fewer than ``alpha`` requests are in flight for the target, and fewer than ``max_parallel`` for
+   all. A request that the caller calls ``slow`` does not count for ``alpha`` any more: a few dead peers hold nobody up.
 3. A request carries every unfinished target in whose beam its contact is, up to ``targets_per_request``, nearest
    first. All contacts that anyone told of are weighed for all targets. So in a bulk lookup a peer is asked once for
    all that it may know; it is asked again only if later failures move it into another beam, or for targets that its
@@ -41,6 +42,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic
 
 from hivemind_p2p.kademlia.ids import Contact, NodeID, P
+from hivemind_p2p.kademlia.paths import Paths
 
 _TOO_MANY_FAILURES: Final = 3
 
@@ -62,6 +64,8 @@ class _Target(Generic[P]):
     asked: set[Contact[P]] = field(default_factory=set)
     answered: set[Contact[P]] = field(default_factory=set)
     set_aside: list[tuple[int, int, Contact[P]]] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    """Requests by path."""
     in_flight: int = 0
     requests: int = 0
 
@@ -79,6 +83,7 @@ class Lookup(Generic[P]):
         targets_per_request: the most targets that one request asks for.
         max_requests: the most requests spent on one target, whatever peers say.
         wait_for_slow: whether a slow contact may yet have what is looked for.
+        paths: disjoint paths.
     """
 
     def __init__(
@@ -93,11 +98,13 @@ class Lookup(Generic[P]):
         targets_per_request: int = 64,
         max_requests: int = 200,
         wait_for_slow: bool = True,
+        paths: int = 1,
     ) -> None:
         self.own, self.width, self.alpha, self.max_parallel = own, width, alpha, max_parallel
         self.targets_per_request, self.max_requests = targets_per_request, max_requests
         self.wait_for_slow = wait_for_slow
-        self._targets: dict[NodeID, _Target[P]] = {target: _Target(target) for target in targets}
+        self.paths: Paths[P] = Paths(paths)
+        self._targets: dict[NodeID, _Target[P]] = {target: _Target(target, steps=[0] * paths) for target in targets}
         self._unfinished = dict(self._targets)
         self._known: set[Contact[P]] = set()
         self._true_id: dict[P, NodeID] = {}
@@ -198,6 +205,11 @@ class Lookup(Generic[P]):
         alive = [contact for _, _, contact in self._targets[target].ranked if contact.peer in self._true_id]
         return alive[: self.width]
 
+    def spread(self, target: NodeID, count: int) -> Sequence[Contact[P]]:
+        """Like :meth:`nearest`, but with somebody of every path among the first ``count``."""
+        alive = [contact for _, _, contact in self._targets[target].ranked if contact.peer in self._true_id]
+        return self.paths.spread(alive, count)[: self.width]
+
     def __repr__(self) -> str:
         return (
             f"<Lookup {len(self._targets) - len(self._unfinished)}/{len(self._targets)} targets finished, "
@@ -208,10 +220,15 @@ class Lookup(Generic[P]):
         """Rule 2."""
         if search.requests >= self.max_requests:
             return None
-        for _, _, contact in search.ranked[: self.width]:
-            if contact not in search.asked and contact.peer not in self._busy:
-                return contact
-        return None
+        waiting = (
+            contact for contact in self._beam(search) if contact not in search.asked and contact.peer not in self._busy
+        )
+        if self.paths.count == 1:
+            return next(waiting, None)
+        return min(waiting, key=lambda contact: search.steps[self._least_followed(search, contact)], default=None)
+
+    def _least_followed(self, search: _Target[P], contact: Contact[P]) -> int:
+        return min(self.paths.of(contact), key=search.steps.__getitem__, default=0)
 
     def _request(self, contact: Contact[P], search: _Target[P]) -> Request[P]:
         """Rule 3."""
@@ -224,6 +241,7 @@ class Lookup(Generic[P]):
             chosen.asked.add(contact)
             chosen.in_flight += 1
             chosen.requests += 1
+            chosen.steps[self._least_followed(chosen, contact)] += 1
         self._busy.add(contact.peer)
         return Request(contact, tuple(chosen.target for chosen in searches))
 
@@ -237,6 +255,10 @@ class Lookup(Generic[P]):
         """Rule 6."""
         if self._has_credit(namer):
             self._namers[contact].add(namer)
+            if namer == self.own.peer:
+                self.paths.start(contact)
+            else:
+                self.paths.named(contact, namer)
             self._learn(contact)
 
     def _has_credit(self, namer: P) -> bool:
@@ -276,14 +298,23 @@ class Lookup(Generic[P]):
         order = next(self._order)
         for search in self._unfinished.values():
             item = (contact.node_id ^ search.target, order, contact)
-            if len(search.ranked) < keep or item < search.ranked[-1]:
+            if len(search.ranked) < keep or item < search.ranked[-1] or self.paths.count > 1:
                 insort(search.ranked, item)
-                del search.ranked[keep:]
+                self._trim(search, keep)
+
+    def _trim(self, search: _Target[P], keep: int) -> None:
+        """Forget the farthest, but for those that a path keeps in sight."""
+        if self.paths.count == 1:
+            del search.ranked[keep:]
+        elif len(search.ranked) > 2 * keep:
+            kept = set(self.paths.in_sight([contact for _, _, contact in search.ranked], keep))
+            search.ranked = [item for item in search.ranked if item[2] in kept]
 
     def _settle_identity(self, contact: Contact[P]) -> bool:
         """Rule 5: a peer is whom it says it is, and nobody else. Whether others had told of it wrongly."""
         self._true_id[contact.peer] = contact.node_id
         wrong = [known for known in self._known if known.peer == contact.peer and known != contact]
+        self.paths.named(contact, contact.peer)  # under whatever id it was found
         for told in wrong:
             self._forget(told)
         self._learn(contact)
@@ -314,4 +345,4 @@ class Lookup(Generic[P]):
                     break
 
     def _beam(self, search: _Target[P]) -> Sequence[Contact[P]]:
-        return [contact for _, _, contact in search.ranked[: self.width]]
+        return self.paths.in_sight([contact for _, _, contact in search.ranked], self.width)

@@ -294,3 +294,58 @@ def test_who_is_slow_need_not_be_waited_for():
     [only] = lookup.next_requests()
     lookup.slow(only)
     assert lookup.done
+
+
+def captured(paths: int, random: random_module.Random) -> tuple[bool, bool]:
+    """A swarm in which a node near a key names accomplices, nearer than anybody, who answer, and name each other.
+
+    Returns:
+        Whether somebody who looks for the key asks one of the honest nodes that have it, and whether another one finds
+        what a third one stores there now.
+    """
+    network, target = Network(100, random, width=20), random.getrandbits(160)
+    holders = network.nearest(target)[1:6]
+    accomplices = [Contact(target ^ random.getrandbits(100), f"accomplice {n}") for n in range(200)]
+    liars = {network.nearest(target)[0], *accomplices}
+
+    def look() -> Lookup[str]:
+        own = random.choice(network.nodes)
+        lookup = Lookup([target], network.tables[own].nearest(target, 20)[10:], own=own, alpha=4, paths=paths)
+        drive(lookup, answer)
+        return lookup
+
+    def answer(request: Request[str]) -> tuple[int, dict]:
+        if request.contact in liars:
+            return request.contact.node_id, {target: random.sample(accomplices, 20)}
+        return request.contact.node_id, {target: network.tables[request.contact].nearest(target, 20)}
+
+    def asked(lookup: Lookup[str]) -> set[Contact[str]]:
+        return lookup._targets[target].answered - liars
+
+    return bool(asked(look()) & set(holders)), bool(asked(look()) & set(look().spread(target, 5)[:5]))
+
+
+@given(randoms)
+@settings(max_examples=12, deadline=None)
+def test_one_liar_with_accomplices_spoils_one_path(random):
+    assert captured(3, random) == (True, True)
+
+
+def test_without_paths_the_liar_wins():
+    """What the test above is worth."""
+    assert not all(stored for _, stored in (captured(1, random_module.Random(seed)) for seed in range(5)))
+
+
+@given(st.integers(20, 80), randoms)
+@settings(max_examples=15, deadline=None)
+def test_where_nobody_lies_paths_find_the_same_and_cost_little(size: int, random):
+    network, target = Network(size, random, width=8), random.getrandbits(160)
+    seeds = random.sample(network.nodes, 6)
+    counts = []
+    for paths in (1, 3):
+        lookup = Lookup([target], seeds, own=OWN, width=8, paths=paths)
+        network.requests.clear()
+        assert network.run(lookup, random).nearest(target) == network.nearest(target)
+        assert lookup.spread(target, 5)[:2] == network.nearest(target)[:2]
+        counts.append(len(network.requests))
+    assert counts[1] <= counts[0] + 9
