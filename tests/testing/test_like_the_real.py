@@ -286,3 +286,21 @@ async def test_a_resolver_finds_addresses(autojump_clock, networks: Pair):
     other.set_peer_resolver(resolve)
     await meet((other, one))
     assert asked == [one.peer_id]
+
+
+async def test_a_connection_counts_what_it_has_carried(networks: Pair):
+    ours, theirs, done = await meet(networks)
+    one, other = (network.connections()[0] for network in networks)
+    before, size = [one.traffic, other.traffic], 300_000
+
+    async def send() -> None:
+        await ours.send_all(bytes(size))
+        await ours.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        assert len(await read_all(theirs)) == size
+    assert one.traffic.sent - before[0].sent >= size
+    assert size <= other.traffic.received - before[1].received < 1.01 * size
+    assert one.traffic.received - before[0].received < size / 10
+    done.set()

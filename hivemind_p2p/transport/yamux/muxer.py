@@ -224,6 +224,7 @@ class YamuxMuxer(Muxer):
                 now = trio.current_time()
                 self._received += 1
                 while (size := self._channel.next_size()) is not None:
+                    self._bytes_received += size
                     for event in self._open(size, now):
                         if isinstance(event, SessionFailed):
                             logger.warning("%s broke the protocol: %s", self.peer_id, event.reason)
