@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -37,11 +37,12 @@ class P2PD:
 
     async def identify(self) -> tuple[PeerID, Multiaddr]:
         """Who it is, and an address of it."""
-        stream = await self._request(_varint_field(1, IDENTIFY))
-        body = dict(_fields(await _response(stream)))[4]
-        await stream.aclose()
-        fields = list(_fields(body))
+        fields = await self._identity()
         return PeerID(dict(fields)[1]), Multiaddr(next(value for number, value in fields if number == 2))
+
+    async def maddrs(self) -> list[Multiaddr]:
+        """Where it says that it is reached."""
+        return [Multiaddr(value) for number, value in await self._identity() if number == 2]
 
     async def connect(self, peer_id: PeerID, maddr: Multiaddr) -> None:
         """Connect to a peer."""
@@ -76,6 +77,12 @@ class P2PD:
         wish = _bytes_field(1, address) + _bytes_field(2, protocol.encode()) + _varint_field(3, 0)
         await self._ask(_varint_field(1, STREAM_HANDLER) + _bytes_field(4, wish))
 
+    async def _identity(self) -> list[tuple[int, bytes]]:
+        stream = await self._request(_varint_field(1, IDENTIFY))
+        body = dict(_fields(await _response(stream)))[4]
+        await stream.aclose()
+        return list(_fields(body))
+
     async def _ask(self, request: bytes) -> None:
         stream = await self._request(request)
         await _response(stream)
@@ -88,14 +95,20 @@ class P2PD:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[P2PD]:
-    """Start a daemon on loopback, and stop it."""
+async def running(*options: str, inside: Sequence[str] = ()) -> AsyncIterator[P2PD]:
+    """Start a daemon, and stop it.
+
+    Args:
+        options: default: it listens on loopback, and neither uses relays nor is one.
+        inside: what its command line begins with, to run it somewhere else.
+    """
     program = binary()
     if program is None:
         raise SystemExit("p2pd is not here; `scripts/setup --interop` installs it")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = [program, "-listen", f"/unix{folder}/control.sock", "-hostAddrs", "/ip4/127.0.0.1/tcp/0", "-relay=0"]
+        command = [*inside, str(program), "-listen", f"/unix{folder}/control.sock"]
+        command += options or ("-hostAddrs=/ip4/127.0.0.1/tcp/0", "-relay=0")
         process = subprocess.Popen(  # noqa: ASYNC220  # at once
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -7,8 +7,9 @@ The peer that accepted the relayed connection leads:
 3. It says "now" (``SYNC``), waits for half that time, and both dial each other, from the ports that they listen on.
 4. Up to three times. Later again, for as long as the relayed connection lives and no direct one does.
 
-The leader is the server of the security handshake whichever way the connection came up. A peer that is known by no
-stable address takes part all the same: what it dials may get through to the other side.
+The leader is the server of the security handshake whichever way the connection came up. The specification leaves that
+open, and go-libp2p has it the other way round; so with others we listen first (``transport.punch``, 2). A peer that is
+known by no stable address takes part all the same: what it dials may get through to the other side.
 
 Two peers that reached each other through a relay at one moment have two relayed connections, and each would lead. Then
 the one with the larger id gives way: their dials would meet, and wait for each other to speak as a client.
@@ -44,6 +45,8 @@ _DIAL_BACK: Final = 1.0
 """Seconds that a plain dial back which was answered may take to be secured."""
 _SAID: Final = 0.2
 """Seconds to wait for what a peer says about itself; it was asked at the same time."""
+_FIRST_WORD: Final = 1.0
+"""Seconds to wait for the first word of a leader that is not of our kind, before we speak first."""
 _BREATH: Final = 0.5
 """Seconds before the next round after one that could not be agreed on."""
 _LONGEST_WAIT: Final = 3600.0
@@ -193,7 +196,9 @@ class HolePuncher:
             await messages.send(stream, _message(HolePunch.CONNECT, self._offer()))
             if (await messages.receive(stream, HolePunch)).type != HolePunch.SYNC:
                 raise StreamReset(f"{peer_id} went on with hole punching out of turn")
-        with self._host.punching(peer_id, is_client=True) as punch:
+        said = stream.connection.description if stream.connection is not None else None
+        with self._host.punching(peer_id, is_client=said is None or said.is_of_our_kind) as punch:
+            punch.both_dial, punch.patience = True, _FIRST_WORD
             punch.dial(self._targets(wish))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_at_reset, stream, nursery.cancel_scope)

@@ -10,7 +10,7 @@ import abc
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import trio
 from multiaddr import Multiaddr
@@ -18,6 +18,8 @@ from multiaddr import Multiaddr
 from hivemind_p2p.errors import StreamEnded
 from hivemind_p2p.wire.peer_id import PeerID
 
+AGENT: Final = "hivemind-p2p"
+"""How nodes of this package call themselves."""
 StreamHandler = Callable[["Stream"], Awaitable[None]]
 PeerResolver = Callable[[PeerID], Awaitable[Sequence[Multiaddr]]]
 
@@ -93,6 +95,11 @@ class PeerDescription:
     """Where it listens, without ``/p2p``; those that are worth remembering."""
     observed: Multiaddr | None = None
     """Where our connection comes from, as the peer sees it."""
+
+    @property
+    def is_of_our_kind(self) -> bool:
+        """Whether the peer runs this package too, as it says."""
+        return self.agent.startswith(AGENT)
 
 
 class Connection(abc.ABC):

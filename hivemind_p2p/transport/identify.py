@@ -20,7 +20,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.errors import StreamEnded, StreamReset
 from hivemind_p2p.transport.addresses import split_peer
-from hivemind_p2p.transport.api import Connection, PeerDescription, Stream, StreamHandler
+from hivemind_p2p.transport.api import AGENT, Connection, PeerDescription, Stream, StreamHandler
 
 IDENTIFY: Final = "/ipfs/id/1.0.0"
 PUSH: Final = "/ipfs/id/push/1.0.0"
@@ -28,7 +28,6 @@ PING: Final = "/ipfs/ping/1.0.0"
 _LARGEST: Final = 64 * 1024
 _MOST_PROTOCOLS: Final = 256
 _PING_SIZE: Final = 32
-_AGENT: Final = "hivemind-p2p"
 _PROTOCOL_VERSION: Final = "ipfs/0.1.0"
 
 
@@ -42,7 +41,7 @@ def describe(
     """
     message = Identify(
         protocol_version=_PROTOCOL_VERSION,
-        agent_version=_AGENT,
+        agent_version=AGENT,
         public_key=public_key,
         listen_addrs=[split_peer(maddr)[0].to_bytes() for maddr in listening],
         observed_addr=observed.to_bytes() if observed is not None else b"",

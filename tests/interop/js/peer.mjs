@@ -3,8 +3,9 @@
  *
  * Takes commands as lines of JSON, {"id": 1, "do": "ping", ...}, and answers each with {"id": 1, "result": ...} or
  * {"id": 1, "error": "TypeError: ..."}. Says {"peer_id": ..., "maddrs": [...]} when it is ready, and ends when its
- * standard input does. Options: `listen` (addresses; one that ends in /p2p-circuit reserves at that relay), and
- * `relay` (be one; true, or what to limit circuits to, as its reservation store wants it).
+ * standard input does. Options: `listen` (addresses; one that ends in /p2p-circuit reserves at that relay), `announce`
+ * (addresses to tell others, since what nobody has confirmed it keeps to itself), and `relay` (be one; true, or
+ * options of its reservation store).
  */
 import { createHash, randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline'
@@ -25,9 +26,9 @@ const WAIT = '/test/wait/1.0.0' // a byte, and nothing more
 const CHUNK = 2 ** 18
 const ANY = { runOnLimitedConnection: true }
 
-const { listen, relay } = JSON.parse(process.argv[2])
+const { listen, announce, relay } = JSON.parse(process.argv[2])
 const node = await createLibp2p({
-  addresses: { listen },
+  addresses: { listen, announce },
   transports: [tcp(), circuitRelayTransport()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],

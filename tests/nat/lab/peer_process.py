@@ -99,7 +99,7 @@ class Commands:
             stream = await self.node.open_stream(PeerID.from_base58(peer), ECHO)
             async with stream:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_send, stream, data)
+                    nursery.start_soon(stream.send_all, data)  # no end of it: a p2pd ends both directions when one has
                     assert await stream.read_exactly(size) == data
                 return _path(stream.connection)
 
@@ -118,6 +118,20 @@ class Commands:
     async def paths(self, peer: str) -> list[str]:
         """How we are connected to a peer, the connection in use first."""
         return [_path(each) for each in self.node.connections(PeerID.from_base58(peer))]
+
+    async def limit(self, peer: str) -> tuple[float, float] | None:
+        """What the relay puts up with on the connection to a peer: seconds and bytes."""
+        [connection] = self.node.connections(PeerID.from_base58(peer))
+        return None if connection.limit is None else (connection.limit.seconds, connection.limit.size)
+
+    async def until_it_speaks(self, peer: str, protocol: str, seconds: float) -> None:
+        """Wait until a peer that is connected, or will be, says that it serves a protocol."""
+        with trio.fail_after(seconds):
+            while True:
+                said = [each.description for each in self.node.connections(PeerID.from_base58(peer))]
+                if any(each is not None and protocol in each.protocols for each in said):
+                    return
+                await trio.sleep(0.02)
 
     async def visible(self) -> list[str]:
         return [str(maddr) for maddr in self.node.visible_maddrs]
@@ -212,11 +226,6 @@ class Commands:
             await stream.send_eof()
             assert int(await stream.read_exactly(16)) == size
             return time.perf_counter() - began, _path(stream.connection)
-
-
-async def _send(stream: Stream, data: bytes) -> None:
-    await stream.send_all(data)
-    await stream.send_eof()
 
 
 async def _echo(stream: Stream) -> None:

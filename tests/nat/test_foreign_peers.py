@@ -1,0 +1,142 @@
+"""go-libp2p (hivemind's p2pd) and js-libp2p in the laboratory: they relay for us, and meet us through our relays."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from hivemind_p2p.nat.hole_punching import DCUTR
+from tests.interop.js_libp2p import js_peer
+from tests.nat.lab.foreign import go_peer
+from tests.nat.lab.lab import Lab
+from tests.nat.lab.namespaces import Host
+from tests.nat.lab.peers import Peer, PeerFailed
+
+MIB = 2**20
+LISTEN = ["/ip4/0.0.0.0/tcp/4001"]
+LITTLE = 2**17
+LIMITS = {"p2pd": [(120, LITTLE), (1800, 2**32)], "js": [(120_000, LITTLE)], "js without limits": [None]}
+"""Seconds and bytes that a circuit through them may take, as they say. A p2pd starts two relay services, one with
+go-libp2p's limits and one with its own; which of them answers is chance. js says milliseconds."""
+
+
+async def ask(peer: Peer, command: str, *args: Any) -> Any:
+    """``peer.ask``, while this task's loop goes on: what a p2pd serves is served here."""
+    return await trio.to_thread.run_sync(partial(peer.ask, command, *args))
+
+
+def js_in(host: Host, **options: Any) -> Any:
+    return js_peer(inside=host.argv([]), **{"listen": LISTEN, **options})
+
+
+def circuit_of(peer: Peer) -> str:
+    return next(maddr for maddr in peer.ask("visible") if "p2p-circuit" in maddr)
+
+
+@asynccontextmanager
+async def foreign_relay(kind: str, host: Host) -> AsyncIterator[tuple[str, str]]:
+    """A relay of another implementation in public: its peer id and its address."""
+    if kind == "p2pd":
+        async with go_peer(host, "-forceReachabilityPublic") as relay:
+            yield relay.peer_id, relay.maddr
+    else:
+        with js_in(host, relay=True if kind == "js" else {"applyDefaultLimit": False}) as relay:
+            yield relay.peer_id.base58, f"/ip4/{host.ip}/tcp/4001/p2p/{relay.peer_id}"
+
+
+# They relay
+
+
+@pytest.mark.parametrize("kind", ["p2pd", "js", "js without limits"])
+async def test_we_are_reached_through_a_relay_of_theirs(lab: Lab, start: Callable[..., Peer], kind: str):
+    async with foreign_relay(kind, lab.public("relay")) as (relay, maddr):
+        one, two = (start(lab.site(name, "symmetric").host, initial_peers=[maddr], dht=False) for name in "ab")
+        assert one.ask("relays") == two.ask("relays") == [relay]
+        await ask(one, "connect", circuit_of(two))
+        assert await ask(one, "call", two.peer_id) == f"relayed by {relay}"
+        limit = one.ask("limit", two.peer_id)
+        assert limit in LIMITS[kind]
+        assert two.ask("limit", one.peer_id) == limit
+        if limit is not None and limit[1] == LITTLE:
+            with pytest.raises(PeerFailed, match="ConnectionLost"):
+                await ask(one, "send", two.peer_id, MIB)
+            assert await ask(one, "call_until", two.peer_id, f"relayed by {relay}", 20.0) < 20
+        else:
+            assert (await ask(one, "send", two.peer_id, 4 * MIB))[1] == f"relayed by {relay}"
+
+
+# We relay
+
+
+async def test_p2pd_reaches_us_through_our_relay(lab: Lab, start: Callable[..., Peer], bootstrap: Callable[..., Peer]):
+    boot = bootstrap()
+    ours = start(lab.site("a", "symmetric").host, initial_peers=boot.maddrs, dht=False)
+    async with go_peer(lab.site("b", "symmetric").host) as theirs:
+        await theirs.connect(circuit_of(ours))
+        assert await theirs.echo(ours.peer_id, MIB)
+        assert await ask(ours, "call", theirs.peer_id, MIB) == f"relayed by {boot.peer_id}"
+
+
+async def test_js_and_we_reach_each_other_through_our_relay(
+    lab: Lab, start: Callable[..., Peer], bootstrap: Callable[..., Peer]
+):
+    boot = bootstrap()
+    ours = start(lab.site("a", "symmetric").host, initial_peers=boot.maddrs, dht=False)
+    with js_in(lab.site("b", "symmetric").host) as theirs:
+        assert await theirs.do("connect", maddr=circuit_of(ours)) == "relayed"
+        assert await theirs.do("echo", peer=ours.peer_id, size=MIB)
+        assert await ask(ours, "call", theirs.peer_id.base58, MIB) == f"relayed by {boot.peer_id}"
+    at_relay = f"{boot.maddrs[0]}/p2p-circuit"
+    with js_in(lab.site("c", "symmetric").host, listen=[*LISTEN, at_relay]) as theirs:
+        await ask(ours, "connect", f"{at_relay}/p2p/{theirs.peer_id}")
+        assert await ask(ours, "call", theirs.peer_id.base58, MIB) == f"relayed by {boot.peer_id}"
+        assert await theirs.do("echo", peer=ours.peer_id, size=MIB)
+
+
+# From relayed to direct
+
+
+async def test_js_in_public_that_came_through_our_relay_is_dialled_back(
+    lab: Lab, start: Callable[..., Peer], bootstrap: Callable[..., Peer]
+):
+    boot = bootstrap()
+    ours = start(lab.site("a", "port-restricted").host, initial_peers=boot.maddrs, dht=False)
+    host = lab.public("b")
+    with js_in(host, announce=[f"/ip4/{host.ip}/tcp/4001"]) as theirs:
+        await theirs.do("connect", maddr=circuit_of(ours))
+        assert await ask(ours, "call_until", theirs.peer_id.base58, "direct", 10.0) < 10
+        assert await theirs.do("echo", peer=ours.peer_id, size=MIB)
+
+
+@pytest.fixture
+def relays(lab: Lab, start: Callable[..., Peer]) -> list[Peer]:
+    """go-libp2p punches holes once four peers see it at one public address, and reserves once it knows four relays."""
+    settings = {"relay.serve": "always"}
+    return [start(lab.public(f"relay{n}"), host_maddrs=LISTEN, dht=False, settings=settings) for n in range(4)]
+
+
+async def test_p2pd_follows_when_we_punch(lab: Lab, start: Callable[..., Peer], relays: list[Peer]):
+    ours = start(lab.site("a", "port-restricted").host, initial_peers=relays[0].maddrs, dht=False)
+    async with go_peer(lab.site("b", "port-restricted").host, "-autonat") as theirs:
+        for relay in relays:
+            await theirs.connect(relay.maddrs[0])
+        await ask(relays[0], "until_it_speaks", theirs.peer_id, DCUTR, 20.0)
+        await theirs.connect(circuit_of(ours))
+        assert await ask(ours, "call_until", theirs.peer_id, "direct", 20.0) < 20
+        assert await theirs.echo(ours.peer_id, MIB)
+
+
+async def test_we_follow_when_p2pd_punches(lab: Lab, start: Callable[..., Peer], relays: list[Peer]):
+    ours = start(lab.site("a", "port-restricted").host, initial_peers=relays[0].maddrs, dht=False)
+    trusted = ",".join(relay.maddrs[0] for relay in relays)
+    options = ("-autonat", "-dhtClient", "-autoRelay", f"-trustedRelays={trusted}", "-forceReachabilityPrivate")
+    async with go_peer(lab.site("b", "port-restricted").host, *options) as theirs:
+        await ask(relays[0], "until_it_speaks", theirs.peer_id, DCUTR, 20.0)
+        _, direct = await ask(ours, "until_direct", await theirs.circuit(20.0), 20.0)
+        assert direct is not None
+        assert await ask(ours, "call", theirs.peer_id, MIB) == "direct"
