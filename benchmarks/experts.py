@@ -33,9 +33,9 @@ LOADS = [
 class Peer:
     """One process of one system, spoken to in lines of JSON."""
 
-    def __init__(self, system: str, role: str, argument: str, torch_threads: int) -> None:
+    def __init__(self, system: str, role: str, argument: str, torch_threads: int, file: str = "expert_peer.py") -> None:
         python = sys.executable if system == "ours" else str(INTEROP_PYTHON)
-        program = ROOT / "benchmarks" / "expert_peer.py"
+        program = ROOT / "benchmarks" / file
         threads = {"OMP_NUM_THREADS": str(torch_threads), "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [python, str(program), role, system, argument],
