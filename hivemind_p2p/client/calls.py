@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -21,12 +20,13 @@ from hivemind_p2p.compression import (
     carries,
     compression_type,
     deserialize_tensor,
-    serialize_in_parts,
-    serialize_tensor,
+    in_parts,
+    message_of,
 )
 from hivemind_p2p.errors import ProtocolNotSupported
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.wire import runtime_pb2
+from hivemind_p2p.wire.expert_messages import ExpertMessage
 from hivemind_p2p.wire.expert_metadata import AnswerNotes, pack_wish, read_codecs, read_notes
 from hivemind_p2p.wire.peer_id import PeerID
 from hivemind_p2p.wire.tensor_descriptor import TensorDescriptor
@@ -164,7 +164,7 @@ class _Call:
     async def unary(self) -> list[torch.Tensor]:
         request = await beside_the_network(self.largest, self._pack)
         method = f"ConnectionHandler.rpc_{self.direction}"
-        kind = runtime_pb2.ExpertResponse
+        kind = ExpertMessage
         answer = await self.rpc.call(self.expert.peer_id, method, request, kind, timeout=self.timeout)
         self.notes, self.came = answer.metadata, [tensor.compression for tensor in answer.tensors]
         return await beside_the_network(self.largest, self._unpack, answer)
@@ -173,7 +173,7 @@ class _Call:
         assembler = TensorAssembler(max_bytes=self.answer_bytes, max_tensors=self.answer_tensors)
         answer: list[torch.Tensor] = []
         method = f"ConnectionHandler.rpc_{self.direction}_stream"
-        kind = runtime_pb2.ExpertResponse
+        kind = ExpertMessage
         async with self.rpc.stream_call(
             self.expert.peer_id, method, self._parts(), kind, timeout=self.timeout
         ) as responses:
@@ -190,24 +190,26 @@ class _Call:
     def _measure(self, tensor: torch.Tensor, compression: int) -> None:
         self.errors.append(self.meter.measure(tensor, compression) if self.meter is not None else None)
 
-    def _pack(self) -> runtime_pb2.ExpertRequest:
+    def _pack(self) -> ExpertMessage:
         for each in zip(self.tensors, self.compressions, strict=True):
             self._measure(*each)
-        packed = map(serialize_tensor, self.tensors, self.compressions)
-        return runtime_pb2.ExpertRequest(uid=self.expert.uid, tensors=packed, metadata=self.metadata)
+        packed = map(message_of, self.tensors, self.compressions)
+        return ExpertMessage(uid=self.expert.uid, tensors=list(packed), metadata=self.metadata)
 
-    def _unpack(self, answer: runtime_pb2.ExpertResponse) -> list[torch.Tensor]:
+    def _unpack(self, answer: ExpertMessage) -> list[torch.Tensor]:
         return [deserialize_tensor(tensor, max_bytes=self.answer_bytes) for tensor in answer.tensors]
 
-    async def _parts(self) -> AsyncIterator[runtime_pb2.ExpertRequest]:
+    async def _parts(self) -> AsyncIterator[ExpertMessage]:
         metadata = self.metadata
         for tensor, compression in zip(self.tensors, self.compressions, strict=True):
             if compression:
                 await beside_the_network(tensor.nbytes, self._measure, tensor, compression)
             else:
                 self.errors.append(0.0)
-            for part in await beside_the_network(tensor.nbytes, partial(serialize_in_parts, tensor, compression)):
-                yield runtime_pb2.ExpertRequest(uid=self.expert.uid, tensors=[part], metadata=metadata)
+            parts = in_parts(tensor, compression)
+            work = tensor.nbytes if compression or not tensor.is_contiguous() else 0
+            while (part := await beside_the_network(work, next, parts, None)) is not None:
+                yield ExpertMessage(uid=self.expert.uid, tensors=[part], metadata=metadata)
                 metadata = b""
 
 

@@ -8,13 +8,14 @@ tells what they cost.
 
 from hivemind_p2p.compression.encoded import CODECS, MAX_TENSOR_BYTES, ReceivedTensor, carries, compression_type
 from hivemind_p2p.compression.measure import CodecErrors, ErrorMeter, fastest
-from hivemind_p2p.compression.serialization import deserialize_tensor, serialize_tensor
+from hivemind_p2p.compression.serialization import deserialize_tensor, message_of, serialize_tensor
 from hivemind_p2p.compression.streaming import (
     MAX_MESSAGE_BYTES,
     MAX_UNARY_BYTES,
     PART_BYTES,
     TensorAssembler,
     fits_unary,
+    in_parts,
     serialize_in_parts,
     split_for_streaming,
 )
@@ -37,6 +38,8 @@ __all__ = [
     "deserialize_tensor",
     "fastest",
     "fits_unary",
+    "in_parts",
+    "message_of",
     "serialize_in_parts",
     "serialize_tensor",
     "split_for_streaming",

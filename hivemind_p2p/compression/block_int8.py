@@ -45,6 +45,10 @@ class BlockInt8Codec:
         for part in torch.split(tensor.reshape(-1), max(1, size // RECORD) * BLOCK):
             yield _encode(part)
 
+    def count_pieces(self, numel: int, size: int) -> int:
+        """How many :meth:`pieces` there are."""
+        return -(-numel // (max(1, size // RECORD) * BLOCK))
+
     def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
         numel = math.prod(size)
         length = 4 * -(-numel // BLOCK) + numel

@@ -11,6 +11,7 @@ import ctypes
 import torch
 
 from hivemind_p2p.errors import CodecError
+from hivemind_p2p.wire.expert_messages import Buffer
 
 # A bytes object may be written to while nobody else has it (C API, PyBytes_FromStringAndSize with NULL).
 _new_bytes = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
@@ -19,11 +20,23 @@ _new_bytes = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize
 _address_of_bytes = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", ctypes.pythonapi))
 
 
-def octets_of(memory: bytes) -> torch.Tensor:
-    """The bytes as a tensor, which is good only while they live. torch itself would warn that they are read-only."""
-    if not memory:
+def octets_of(memory: Buffer) -> torch.Tensor:
+    """The bytes as a tensor, which is good only while they live."""
+    if not len(memory):
         return torch.empty(0, dtype=torch.uint8, device="cpu")
-    return torch.frombuffer((ctypes.c_char * len(memory)).from_address(_address_of_bytes(memory)), dtype=torch.uint8)
+    if isinstance(memory, bytes):  # torch itself would warn that they are read-only
+        memory = (ctypes.c_char * len(memory)).from_address(_address_of_bytes(memory))  # type: ignore[assignment]
+    elif memoryview(memory).readonly:
+        memory = bytearray(memory)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def memory_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, where they are; they keep it alive."""
+    octets = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()) if tensor.nbytes else bytearray()
+    if tensor.nbytes:
+        octets.tensor = tensor  # type: ignore[union-attr]  # not known to ctypes, which lets us
+    return memoryview(octets).cast("B")
 
 
 def copy_memory(source: torch.Tensor, into: torch.Tensor) -> None:
@@ -38,15 +51,15 @@ class SectionReader:
     """Over what was received.
 
     Args:
-        memory: bytes, whose tensors are good only while this object lives and must not be written to; or a uint8 tensor
-            that nobody else needs, whose memory the tensors share.
+        memory: bytes of some kind, whose tensors are good only while this object lives and must not be written to; or
+            a uint8 tensor that nobody else needs, whose memory the tensors share.
     """
 
-    def __init__(self, memory: bytes | torch.Tensor) -> None:
+    def __init__(self, memory: Buffer | torch.Tensor) -> None:
         self._memory = memory
-        self._octets = octets_of(memory) if isinstance(memory, bytes) else memory
+        self._octets = memory if isinstance(memory, torch.Tensor) else octets_of(memory)
         self._offset = 0
-        self.shares_memory = not isinstance(memory, bytes)
+        self.shares_memory = isinstance(memory, torch.Tensor)
         """Whether a section may be the decoded tensor itself."""
 
     def take(self, dtype: torch.dtype, count: int) -> torch.Tensor:

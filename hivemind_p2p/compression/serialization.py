@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from hivemind_p2p.compression.encoded import MAX_TENSOR_BYTES, Header, ReceivedTensor, encode
+from hivemind_p2p.compression.encoded import (
+    MAX_TENSOR_BYTES,
+    AnyTensor,
+    Header,
+    ReceivedTensor,
+    encode,
+    encode_in_place,
+)
 from hivemind_p2p.wire import runtime_pb2
 from hivemind_p2p.wire.compression_type import CompressionType
+from hivemind_p2p.wire.expert_messages import TensorMessage
 
 
 def serialize_tensor(tensor: torch.Tensor, compression: int = CompressionType.NONE) -> runtime_pb2.Tensor:
@@ -26,7 +34,13 @@ def serialize_tensor(tensor: torch.Tensor, compression: int = CompressionType.NO
     return header.message(data)
 
 
-def deserialize_tensor(message: runtime_pb2.Tensor, *, max_bytes: int = MAX_TENSOR_BYTES) -> torch.Tensor:
+def message_of(tensor: torch.Tensor, compression: int = CompressionType.NONE) -> TensorMessage:
+    """:func:`serialize_tensor` without copies: the tensor must stay as it is until the message was sent."""
+    header, data = encode_in_place(tensor, compression)
+    return header.part(data)
+
+
+def deserialize_tensor(message: AnyTensor, *, max_bytes: int = MAX_TENSOR_BYTES) -> torch.Tensor:
     """The tensor of a message: a leaf on the CPU, contiguous, writable, requiring a gradient if the message says so.
 
     Args:

@@ -12,10 +12,21 @@ from typing import Final
 
 import torch
 
-from hivemind_p2p.compression.encoded import MAX_TENSOR_BYTES, Header, ReceivedTensor, encode
+from hivemind_p2p.compression.block_int8 import BlockInt8Codec
+from hivemind_p2p.compression.encoded import (
+    CODECS,
+    MAX_TENSOR_BYTES,
+    AnyTensor,
+    Header,
+    ReceivedTensor,
+    compression_type,
+    encode,
+    encode_in_place,
+)
 from hivemind_p2p.compression.memory import copy_memory, octets_of
 from hivemind_p2p.errors import CodecError
 from hivemind_p2p.wire import runtime_pb2
+from hivemind_p2p.wire.expert_messages import Buffer, TensorMessage
 
 MAX_MESSAGE_BYTES: Final = 4 * 2**20
 """hivemind's limit of a unary message. The parts in its streams are this many bytes of a tensor, and a little more."""
@@ -64,6 +75,31 @@ def serialize_in_parts(
     return _parts(*encode(tensor, compression), part_size)
 
 
+def in_parts(tensor: torch.Tensor, compression: int = 0, *, part_size: int = PART_BYTES) -> Iterator[TensorMessage]:
+    """:func:`serialize_in_parts` without copies: the tensor must stay as it is until the last part was sent.
+
+    BLOCK_INT8 is encoded part by part, while earlier ones are under way.
+
+    Raises:
+        CodecError: see ``serialize_tensor``.
+    """
+    codec = CODECS[compression_type(compression)]
+    if isinstance(codec, BlockInt8Codec) and tensor.device.type == "cpu" and tensor.dtype in codec.writes:
+        header = Header(tuple(tensor.shape), tensor.dtype, compression_type(compression), tensor.requires_grad)
+        _, length = header.lengths()
+        if part_size < length < header.nbytes:
+            pieces = codec.pieces(tensor.detach(), part_size)
+            yield header.part(next(pieces), chunks=codec.count_pieces(tensor.numel(), part_size))
+            for piece in pieces:
+                yield TensorMessage(piece)
+            return
+    header, data = encode_in_place(tensor, compression)
+    view = memoryview(data)
+    yield header.part(view[:part_size], chunks=_count(len(view), part_size))
+    for start in range(part_size, len(view), part_size):
+        yield TensorMessage(view[start : start + part_size])
+
+
 class TensorAssembler:
     """Takes the parts of a stream one at a time, and gives the tensors that they complete.
 
@@ -81,7 +117,7 @@ class TensorAssembler:
         self._started = 0
         self._open: _OpenTensor | None = None
 
-    def add(self, part: runtime_pb2.Tensor) -> ReceivedTensor | None:
+    def add(self, part: AnyTensor) -> ReceivedTensor | None:
         """Take the next part; the tensor, if it is its last one. ``decode`` it where a few milliseconds do not matter.
 
         Raises:
@@ -106,7 +142,7 @@ class TensorAssembler:
         if self._open is not None:
             raise CodecError(f"the stream ended before its last tensor was complete: {self._open.state}")
 
-    def _start(self, part: runtime_pb2.Tensor) -> _OpenTensor:
+    def _start(self, part: AnyTensor) -> _OpenTensor:
         if not part.dtype:
             raise CodecError("a part came that belongs to no tensor: the one before was complete, or there was none")
         self._started += 1
@@ -139,11 +175,11 @@ class _OpenTensor:
     def state(self) -> str:
         return f"a {self._header}, {self._came} of {self._parts} parts, {self._length} bytes"
 
-    def add(self, buffer: bytes) -> ReceivedTensor | None:
+    def add(self, buffer: Buffer) -> ReceivedTensor | None:
         self._came += 1
         if self._parts == 1:
             return ReceivedTensor(self._header, buffer)
-        if not buffer:
+        if not len(buffer):
             raise CodecError(f"a part without bytes: {self.state}")
         end = self._length + len(buffer)
         if end > self._most:

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
-from google.protobuf.message import Message
 from multiaddr import Multiaddr
 
+from hivemind_p2p.wire.expert_messages import Buffer
 from hivemind_p2p.wire.peer_id import PeerID
 
+
+class Message(Protocol):
+    """What travels: protobuf's messages, and those of ours that read and write the same bytes.
+
+    One that has a method ``pieces`` is sent in these, without copying them.
+    """
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+        """Its bytes."""
+
+    @classmethod
+    def FromString(cls, data: Any, /) -> Self:  # noqa: N802 - protobuf's name
+        """Read one; raises protobuf's ``DecodeError``."""
+
+
 M = TypeVar("M", bound=Message)
+
+
+def pieces_of(message: Message) -> list[Buffer]:
+    """The bytes of a message, in one piece or several."""
+    pieces = getattr(message, "pieces", None)
+    return [message.SerializeToString()] if pieces is None else pieces()
 
 
 @dataclass(frozen=True)

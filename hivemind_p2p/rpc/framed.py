@@ -10,12 +10,13 @@ import trio
 from hivemind_p2p.errors import StreamEnded
 from hivemind_p2p.rpc.link_speed import LARGE
 from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.wire.expert_messages import Buffer
 from hivemind_p2p.wire.framing import Frame, FrameReader, HeaderReader
 
 SMALL: Final = 2**14
 """Bytes that are asked for when it is not known what comes: a small message whole, little of a large one."""
 _JOIN_BELOW: Final = 2**16
-"""Data smaller than this is copied behind its head, so that both go out at once."""
+"""Pieces smaller than this are copied behind each other, so that they go out at once."""
 
 
 class FramedStream:
@@ -78,14 +79,20 @@ class FramedStream:
             self._since = 0.0
         return frame
 
-    async def send(self, head: bytes, data: bytes = b"") -> None:
+    async def send(self, head: bytes, *pieces: Buffer) -> None:
         """Send one frame.
 
         Raises:
             StreamError
         """
-        if len(data) < _JOIN_BELOW:
-            await self.stream.send_all(head + data)
-        else:
-            await self.stream.send_all(head)
-            await self.stream.send_all(data)
+        small = bytearray(head)
+        for piece in pieces:
+            if len(piece) < _JOIN_BELOW:
+                small += piece
+            else:
+                if small:
+                    await self.stream.send_all(bytes(small))
+                    small.clear()
+                await self.stream.send_all(memoryview(piece))
+        if small:
+            await self.stream.send_all(bytes(small))

@@ -11,12 +11,11 @@ from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar
 
 import trio
-from google.protobuf.message import Message
 
 from hivemind_p2p.config import RPCSettings
 from hivemind_p2p.errors import DeadlineExceeded, HivemindError, NodeClosed, RPCError, StreamError
 from hivemind_p2p.rpc.budget import ByteBudget, Share
-from hivemind_p2p.rpc.context import CallContext, M, StreamHandler, UnaryHandler
+from hivemind_p2p.rpc.context import CallContext, M, Message, StreamHandler, UnaryHandler
 from hivemind_p2p.rpc.failures import text_of
 from hivemind_p2p.rpc.item_queue import ItemQueue
 from hivemind_p2p.rpc.link_speed import LinkSpeeds

@@ -6,17 +6,17 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 import trio
-from google.protobuf.message import Message
 
 from hivemind_p2p.errors import MessageTooLarge, ProtocolViolation, RPCError, StreamError
 from hivemind_p2p.rpc.budget import Share
-from hivemind_p2p.rpc.context import CallContext, M, StreamHandler
+from hivemind_p2p.rpc.context import CallContext, M, Message, StreamHandler, pieces_of
 from hivemind_p2p.rpc.failures import LONGEST_TEXT, remote_error
 from hivemind_p2p.rpc.framed import SMALL, FramedStream
 from hivemind_p2p.rpc.item_queue import ItemQueue
 from hivemind_p2p.rpc.unary import Catch, Timed, parse
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import calls
+from hivemind_p2p.wire.expert_messages import Buffer
 
 
 class StreamCall(AsyncIterator[M]):
@@ -34,7 +34,7 @@ class StreamCall(AsyncIterator[M]):
         try:
             async with _closing(requests):
                 async for request in requests:
-                    await self._framed.send(*item(request, self._limit))
+                    await self._framed.send(b"", *item(request, self._limit))
             await self._framed.send(calls.END_OF_ITEMS)
         except StreamError:
             pass  # the callee may end before our items do; if it failed, reading tells
@@ -92,13 +92,13 @@ async def serve_stream(
                 if isinstance(response, Exception):
                     await framed.send(calls.error_item(catch(response)))
                 else:
-                    await framed.send(*response)
+                    await framed.send(b"", *response)
         nursery.cancel_scope.cancel()
 
 
 async def _outcomes(
     handler: StreamHandler[M], requests: AsyncIterator[M], context: CallContext, limit: int
-) -> AsyncGenerator[tuple[bytes, bytes] | Exception, None]:
+) -> AsyncGenerator[list[Buffer] | Exception, None]:
     """A handler's responses as items, and how it failed if it did: kept apart from how sending them may fail."""
     try:
         responses = handler(requests, context)
@@ -134,16 +134,17 @@ async def _closing(items: AsyncIterable[object]) -> AsyncIterator[None]:
             await items.aclose()
 
 
-def item(message: Message, limit: int) -> tuple[bytes, bytes]:
-    """A message as an item: head and data.
+def item(message: Message, limit: int) -> list[Buffer]:
+    """A message as an item: head, and data in pieces.
 
     Raises:
         MessageTooLarge
     """
-    data = message.SerializeToString()
-    if len(data) > limit:
-        raise MessageTooLarge(f"an item of {len(data)} bytes is above the limit of {limit}: send it in parts")
-    return calls.item_head(len(data)), data
+    data = pieces_of(message)
+    size = sum(map(len, data))
+    if size > limit:
+        raise MessageTooLarge(f"an item of {size} bytes is above the limit of {limit}: send it in parts")
+    return [calls.item_head(size), *data]
 
 
 async def _take_items(framed: FramedStream, queue: ItemQueue) -> None:

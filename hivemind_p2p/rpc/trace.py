@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from google.protobuf.message import Message
-
+from hivemind_p2p.rpc.context import Message
 from hivemind_p2p.wire.peer_id import PeerID
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import trio
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from hivemind_p2p.errors import MessageTooLarge, ProtocolViolation, RPCError, StreamError
 from hivemind_p2p.rpc.budget import Share
-from hivemind_p2p.rpc.context import CallContext, M, UnaryHandler
+from hivemind_p2p.rpc.context import CallContext, M, Message, UnaryHandler, pieces_of
 from hivemind_p2p.rpc.failures import remote_error, text_of
 from hivemind_p2p.rpc.framed import FramedStream
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import calls
+from hivemind_p2p.wire.expert_messages import Buffer
 from hivemind_p2p.wire.framing import varint_header
 
 Timed = Callable[[int, float], None]
@@ -41,9 +42,10 @@ class UnaryCall:
     def __init__(self, peer_id: bytes, method: str, request: Message, limit: int) -> None:
         self.method, self._limit = method, limit
         self._call_id = os.urandom(calls.CALL_ID_SIZE)
-        self._data = request.SerializeToString()
-        self._head = calls.unary_request_head(self._call_id, peer_id, method, len(self._data))
-        size = len(self._head) + len(self._data)
+        self._data = pieces_of(request)
+        length = sum(map(len, self._data))
+        self._head = calls.unary_request_head(self._call_id, peer_id, method, length)
+        size = len(self._head) + length
         if size > limit:
             raise MessageTooLarge(
                 f"a call of {method} with {size} bytes is above the limit of {limit} (rpc.max_message_bytes): send less"
@@ -59,7 +61,7 @@ class UnaryCall:
         framed = FramedStream(stream, varint_header, self._limit, timed=timed)
         refused: StreamError | None = None
         try:
-            await framed.send(self._head, self._data)
+            await framed.send(self._head, *self._data)
         except StreamError as error:
             refused = error  # who does not want to read on may have said why
         try:
@@ -112,14 +114,14 @@ async def serve_unary(
         call_id = request.call_id
         message = parse(request_type, request.data)
     except RPCError as error:
-        await _answer(framed, calls.unary_error(call_id, text_of(error)), b"", timeout)
+        await _answer(framed, calls.unary_error(call_id, text_of(error)), [], timeout)
         return
     response: Message | Awaitable[Message] | Exception
     try:
         response = handler(message, context)
     except Exception as error:  # the boundary of one request
         response = error
-    if isinstance(response, Message | Exception):  # nobody had to wait: it is too late to give up
+    if not isinstance(response, Awaitable):  # nobody had to wait: it is too late to give up
         await _answer(framed, *_packed(call_id, response, limit, catch), timeout)
         return
     async with trio.open_nursery() as nursery:
@@ -132,9 +134,9 @@ async def serve_unary(
         nursery.cancel_scope.cancel()
 
 
-async def _answer(framed: FramedStream, head: bytes, data: bytes, timeout: float) -> None:
+async def _answer(framed: FramedStream, head: bytes, data: Sequence[Buffer], timeout: float) -> None:
     with _patience(framed.stream, timeout, "it did not take its answer"):
-        await framed.send(head, data)
+        await framed.send(head, *data)
 
 
 def parse(kind: type[M], data: bytearray) -> M:
@@ -144,24 +146,24 @@ def parse(kind: type[M], data: bytearray) -> M:
         ProtocolViolation: the bytes are none.
     """
     try:
-        return kind.FromString(data)  # type: ignore[arg-type]  # a bytearray is read as it is
+        return kind.FromString(data)
     except DecodeError:
-        raise ProtocolViolation(f"{len(data)} bytes are not a {kind.DESCRIPTOR.name}") from None
+        raise ProtocolViolation(f"{len(data)} bytes are not a {kind.__name__}") from None
 
 
-def _packed(call_id: bytes, response: Message | Exception, limit: int, catch: Catch) -> tuple[bytes, bytes]:
+def _packed(call_id: bytes, response: Message | Exception, limit: int, catch: Catch) -> tuple[bytes, list[Buffer]]:
     """An answer as it travels: its head and its data."""
     try:
         if isinstance(response, Exception):
             raise response
-        data = response.SerializeToString()
-        head = calls.unary_response_head(call_id, len(data))
-        if len(head) + len(data) > limit:
+        data = pieces_of(response)
+        head = calls.unary_response_head(call_id, sum(map(len, data)))
+        if (size := len(head) + sum(map(len, data))) > limit:
             raise MessageTooLarge(
-                f"an answer of {len(head) + len(data)} bytes is above the limit of {limit}: ask for less, or stream it"
+                f"an answer of {size} bytes is above the limit of {limit}: ask for less, or stream it"
             )
     except Exception as error:  # what the handler raised, or it returned what cannot be sent
-        return calls.unary_error(call_id, catch(error)), b""
+        return calls.unary_error(call_id, catch(error)), []
     return head, data
 
 

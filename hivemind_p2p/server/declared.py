@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from hivemind_p2p.compression.encoded import AnyTensor
 from hivemind_p2p.errors import MessageTooLarge, SchemaMismatch
 from hivemind_p2p.runtime import TaskPool
-from hivemind_p2p.wire import runtime_pb2
 
 
 class DeclaredTensors:
@@ -25,7 +25,7 @@ class DeclaredTensors:
         self._count = 0
         self.rows = 0
 
-    def add(self, message: runtime_pb2.Tensor) -> None:
+    def add(self, message: AnyTensor) -> None:
         """Check the next one.
 
         Raises:

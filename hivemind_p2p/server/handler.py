@@ -20,8 +20,8 @@ from hivemind_p2p.compression import (
     TensorAssembler,
     carries,
     deserialize_tensor,
-    serialize_in_parts,
-    serialize_tensor,
+    in_parts,
+    message_of,
 )
 from hivemind_p2p.errors import DeadlineExceeded, ExpertNotFound, ProtocolViolation
 from hivemind_p2p.rpc import RPC, CallContext
@@ -31,6 +31,7 @@ from hivemind_p2p.server.admission import Admission, Admitted
 from hivemind_p2p.server.declared import DeclaredTensors
 from hivemind_p2p.server.offload import off_the_loop
 from hivemind_p2p.wire import msgpack, runtime_pb2
+from hivemind_p2p.wire.expert_messages import ExpertMessage, TensorMessage
 from hivemind_p2p.wire.expert_metadata import Wish, pack_codecs, pack_notes, read_wish
 
 SERVICE: Final = "ConnectionHandler"
@@ -70,10 +71,10 @@ class ConnectionHandler:
         self._unary_limit, self._speeds = rpc.settings.max_message_bytes, rpc.speeds
         rpc.register(f"{SERVICE}.rpc_info", runtime_pb2.ExpertUID, self.rpc_info)
         rpc.register(f"{SERVICE}.rpc_codecs", runtime_pb2.ExpertUID, self.rpc_codecs)
-        rpc.register(f"{SERVICE}.rpc_forward", runtime_pb2.ExpertRequest, self.rpc_forward)
-        rpc.register(f"{SERVICE}.rpc_backward", runtime_pb2.ExpertRequest, self.rpc_backward)
-        rpc.register_stream(f"{SERVICE}.rpc_forward_stream", runtime_pb2.ExpertRequest, self.rpc_forward_stream)
-        rpc.register_stream(f"{SERVICE}.rpc_backward_stream", runtime_pb2.ExpertRequest, self.rpc_backward_stream)
+        rpc.register(f"{SERVICE}.rpc_forward", ExpertMessage, self.rpc_forward)
+        rpc.register(f"{SERVICE}.rpc_backward", ExpertMessage, self.rpc_backward)
+        rpc.register_stream(f"{SERVICE}.rpc_forward_stream", ExpertMessage, self.rpc_forward_stream)
+        rpc.register_stream(f"{SERVICE}.rpc_backward_stream", ExpertMessage, self.rpc_backward_stream)
 
     def unregister(self, rpc: RPC) -> None:
         """Answer no more calls."""
@@ -106,31 +107,27 @@ class ConnectionHandler:
         it we tell callers what we are."""
         return runtime_pb2.ExpertInfo(serialized_info=pack_codecs(list(CODECS)))
 
-    async def rpc_forward(self, request: runtime_pb2.ExpertRequest, context: CallContext) -> runtime_pb2.ExpertResponse:
+    async def rpc_forward(self, request: ExpertMessage, context: CallContext) -> ExpertMessage:
         """Outputs for inputs."""
         return await self._answer(request, "forward", context)
 
-    async def rpc_backward(
-        self, request: runtime_pb2.ExpertRequest, context: CallContext
-    ) -> runtime_pb2.ExpertResponse:
+    async def rpc_backward(self, request: ExpertMessage, context: CallContext) -> ExpertMessage:
         """Input gradients for inputs and output gradients; the expert learns."""
         return await self._answer(request, "backward", context)
 
     def rpc_forward_stream(
-        self, requests: AsyncIterator[runtime_pb2.ExpertRequest], context: CallContext
-    ) -> AsyncIterator[runtime_pb2.ExpertResponse]:
+        self, requests: AsyncIterator[ExpertMessage], context: CallContext
+    ) -> AsyncIterator[ExpertMessage]:
         """Outputs for inputs, of any size."""
         return self._answer_stream(requests, "forward", context)
 
     def rpc_backward_stream(
-        self, requests: AsyncIterator[runtime_pb2.ExpertRequest], context: CallContext
-    ) -> AsyncIterator[runtime_pb2.ExpertResponse]:
+        self, requests: AsyncIterator[ExpertMessage], context: CallContext
+    ) -> AsyncIterator[ExpertMessage]:
         """Input gradients for inputs and output gradients, of any size; the expert learns."""
         return self._answer_stream(requests, "backward", context)
 
-    async def _answer(
-        self, request: runtime_pb2.ExpertRequest, direction: Direction, context: CallContext
-    ) -> runtime_pb2.ExpertResponse:
+    async def _answer(self, request: ExpertMessage, direction: Direction, context: CallContext) -> ExpertMessage:
         with self._admission.enter() as admitted:
             pool = self._pool(request.uid, direction)
             declared = DeclaredTensors(pool)
@@ -142,17 +139,17 @@ class ConnectionHandler:
             inputs = [await _decode(message) for message in request.tensors]
             outputs = await pool.submit(*inputs)
             kinds = _compressions(pool, outputs, wish := read_wish(request.metadata))
-            return runtime_pb2.ExpertResponse(
+            return ExpertMessage(
                 metadata=await self._notes(outputs, kinds, context) if wish is not None else b"",
                 tensors=[
-                    await off_the_loop(output.nbytes, kind, serialize_tensor, output, kind)
+                    await off_the_loop(output.nbytes, kind, message_of, output, kind)
                     for output, kind in zip(outputs, kinds, strict=True)
                 ],
             )
 
     async def _answer_stream(
-        self, requests: AsyncIterator[runtime_pb2.ExpertRequest], direction: Direction, context: CallContext
-    ) -> AsyncIterator[runtime_pb2.ExpertResponse]:
+        self, requests: AsyncIterator[ExpertMessage], direction: Direction, context: CallContext
+    ) -> AsyncIterator[ExpertMessage]:
         with self._admission.enter() as admitted:
             pool, inputs, wish = await self._gather(requests, direction, admitted)
             outputs = await pool.submit(*inputs)
@@ -160,12 +157,14 @@ class ConnectionHandler:
             kinds = _compressions(pool, outputs, wish)
             notes = await self._notes(outputs, kinds, context) if wish is not None else b""
             for output, kind in zip(outputs, kinds, strict=True):
-                for part in await off_the_loop(output.nbytes, kind, serialize_in_parts, output, kind):
-                    yield runtime_pb2.ExpertResponse(tensors=[part], metadata=notes)
+                parts = in_parts(output, kind)
+                work = output.nbytes if kind or not output.is_contiguous() else 0
+                while (part := await off_the_loop(work, kind, next, parts, None)) is not None:
+                    yield ExpertMessage(tensors=[part], metadata=notes)
                     notes = b""
 
     async def _gather(
-        self, requests: AsyncIterator[runtime_pb2.ExpertRequest], direction: Direction, admitted: Admitted
+        self, requests: AsyncIterator[ExpertMessage], direction: Direction, admitted: Admitted
     ) -> tuple[TaskPool, list[torch.Tensor], Wish | None]:
         """The tensors of a streamed request, and how its answer shall travel. Its first message names the expert; later
         ones may name it again."""
@@ -224,11 +223,11 @@ def _compressions(pool: TaskPool, outputs: Sequence[torch.Tensor], wish: Wish | 
     return [kind if output.is_floating_point() and carries(kind, output.dtype) else 0 for output in outputs]
 
 
-async def _decode(message: runtime_pb2.Tensor) -> torch.Tensor:
+async def _decode(message: TensorMessage) -> torch.Tensor:
     return await off_the_loop(len(message.buffer), message.compression, deserialize_tensor, message)
 
 
-async def _next(requests: AsyncIterator[runtime_pb2.ExpertRequest]) -> runtime_pb2.ExpertRequest | None:
+async def _next(requests: AsyncIterator[ExpertMessage]) -> ExpertMessage | None:
     with trio.move_on_after(PART_TIMEOUT):
         return await anext(requests, None)
     raise DeadlineExceeded(f"no part of the request came for {PART_TIMEOUT:g} s")
