@@ -28,6 +28,7 @@ _HOMES = {
     "SchemaValidator": "hivemind_p2p.dht.schema",
     "Server": "hivemind_p2p.server",
     "background_server": "hivemind_p2p.server",
+    "call_together": "hivemind_p2p.client",
     "client_stats": "hivemind_p2p.client",
     "declare_experts": "hivemind_p2p.server",
     "get_dht_time": "hivemind_p2p.dht",
@@ -52,6 +53,7 @@ __all__ = [
     "SchemaValidator",
     "Server",
     "background_server",
+    "call_together",
     "client_stats",
     "declare_experts",
     "get_dht_time",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
         RemoteExpert,
         RemoteMixtureOfExperts,
         RemoteSwitchMixtureOfExperts,
+        call_together,
         client_stats,
         get_experts,
     )

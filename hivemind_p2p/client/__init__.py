@@ -10,6 +10,7 @@ from hivemind_p2p.client.moe import RemoteMixtureOfExperts
 from hivemind_p2p.client.replicas import Replica
 from hivemind_p2p.client.report import AttemptReport, BatchReport, CallReport, MixtureReport, TensorReport
 from hivemind_p2p.client.switch_moe import RemoteSwitchMixtureOfExperts
+from hivemind_p2p.client.together import call_together
 
 __all__ = [
     "AttemptReport",
@@ -24,6 +25,7 @@ __all__ = [
     "RemoteSwitchMixtureOfExperts",
     "Replica",
     "TensorReport",
+    "call_together",
     "client_stats",
     "get_experts",
 ]

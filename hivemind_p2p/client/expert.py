@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from hivemind_p2p.client.attempts import Caller
-from hivemind_p2p.client.autograd import exchange_with_experts
 from hivemind_p2p.client.beam_search import ExpertInfo
 from hivemind_p2p.client.calls import Direction, fetch_schema
 from hivemind_p2p.client.compression import Compression, CompressionOption
@@ -17,6 +16,7 @@ from hivemind_p2p.client.contacts import contacts_of
 from hivemind_p2p.client.lookup import find_experts
 from hivemind_p2p.client.replicas import Replica
 from hivemind_p2p.client.schema import ExpertSchema
+from hivemind_p2p.client.together import Prepared
 from hivemind_p2p.dht import DHTNode
 from hivemind_p2p.errors import HivemindError, InvalidUID
 from hivemind_p2p.sync import DHT, PortalFuture, portal
@@ -105,9 +105,13 @@ class RemoteExpert(nn.Module):
             RPCError, TransportError: there is no answer; ``DeadlineExceeded`` if it takes too long.
             ProtocolViolation, CodecError: the answer is not what it should be.
         """
+        return self.prepare(*args, **kwargs).run()
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Prepared:
+        """What :meth:`forward` would do, for ``call_together``."""
         schema = self._known_schema()
         inputs = schema.flatten_inputs(self.uid, args, kwargs)
-        return schema.pack_outputs(exchange_with_experts(_OneExpert(self, schema), inputs))
+        return Prepared(_OneExpert(self, schema), inputs, schema.pack_outputs)
 
     def extra_repr(self) -> str:
         return f"uid={self.uid}, server_peer_id={self.peer_id}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,6 +59,7 @@ class MixtureExchange:
 
     Args:
         scores: one float tensor ``[samples, length]`` per axis of the grid, on the CPU.
+        on_not_enough: called before ``NotEnoughExperts`` is raised in the forward pass.
 
     Attributes (after ``forward``):
         samples: int64 ``[pairs]``, the sample of each pair.
@@ -71,8 +72,14 @@ class MixtureExchange:
     report: MixtureReport
 
     def __init__(
-        self, grid: GridSearch, schema: ExpertSchema, scores: Sequence[torch.Tensor], options: MixtureOptions
+        self,
+        grid: GridSearch,
+        schema: ExpertSchema,
+        scores: Sequence[torch.Tensor],
+        options: MixtureOptions,
+        on_not_enough: Callable[[], None],
     ) -> None:
+        self._on_not_enough = on_not_enough
         self._grid, self._schema, self._scores, self._options = grid, schema, scores, options
         self._experts: list[tuple[ExpertInfo, torch.Tensor]] = []  # those that answered, and the samples of each
 
@@ -119,8 +126,13 @@ class MixtureExchange:
         batch = BatchReport(count, tuple(reports), unanswered, time.perf_counter() - began)
         self.report = MixtureReport(batch, None, self._search_seconds)
         if unanswered and not options.allow_zero_outputs:
+            self._on_not_enough()
             raise NotEnoughExperts(self._why_not_enough(batch))
         return self._gather(answered)
+
+    def pairs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """``samples`` and ``coordinates`` on a device."""
+        return self.samples.to(device), self.coordinates.to(device)
 
     def backward(
         self, inputs: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], needed: Sequence[bool]

@@ -10,7 +10,6 @@ import torch
 import trio
 from torch import nn
 
-from hivemind_p2p.client.autograd import exchange_with_experts
 from hivemind_p2p.client.beam_search import ExpertInfo
 from hivemind_p2p.client.calls import fetch_schema
 from hivemind_p2p.client.compression import Compression, CompressionOption
@@ -18,6 +17,7 @@ from hivemind_p2p.client.grid_search import GridSearch
 from hivemind_p2p.client.mixture import MixtureExchange, MixtureOptions
 from hivemind_p2p.client.report import MixtureReport
 from hivemind_p2p.client.schema import ExpertSchema
+from hivemind_p2p.client.together import Prepared
 from hivemind_p2p.errors import ConfigError, HivemindError, NotEnoughExperts, SchemaMismatch
 from hivemind_p2p.sync import DHT, portal
 
@@ -115,9 +115,20 @@ class RemoteMixtureOfExperts(nn.Module):
             SchemaMismatch: the inputs are not what the experts take; nothing was sent.
             AnomalyDetected: NaN or infinity in the input, with ``detect_anomalies``.
         """
+        return self.prepare(input, *args, **kwargs).run()
+
+    def prepare(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> Prepared:  # noqa: A002
+        """What :meth:`forward` would do, for ``call_together``."""
         scores = self._scores(self._for_gate(input))
-        schema, answers, samples, coordinates = self._ask(scores, input, args, kwargs)
-        return schema.pack_outputs(self._sums(answers, _weights(scores, samples, coordinates), samples, len(input)))
+        schema, exchange, inputs = self._exchange(scores, input, args, kwargs)
+
+        def finish(answers: Sequence[torch.Tensor]) -> Any:
+            samples, coordinates = exchange.pairs(input.device)
+            return schema.pack_outputs(
+                weighted_sums(answers, _weights(scores, samples, coordinates), samples, len(input))
+            )
+
+        return Prepared(exchange, inputs, finish)
 
     def _for_gate(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
         """What the gate sees of an input: float ``[batch, in_features]``."""
@@ -130,37 +141,23 @@ class RemoteMixtureOfExperts(nn.Module):
         scores: Sequence[torch.Tensor] = self.proj(for_gate).split_with_sizes(list(self.beam_search.grid_size), dim=-1)
         return scores
 
-    def _ask(
+    def _exchange(
         self,
         scores: Sequence[torch.Tensor],
         input: torch.Tensor,  # noqa: A002
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-    ) -> tuple[ExpertSchema, Sequence[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Call the best experts by these scores.
-
-        Returns:
-            The schema; the answers, ``[pairs, ...]``; the sample of each pair, int64 ``[pairs]``; the place of its
-            expert in the grid, int64 ``[pairs, axes]``.
-        """
+    ) -> tuple[ExpertSchema, MixtureExchange, list[torch.Tensor]]:
+        """What will call the best experts by these scores, and the flat inputs for it."""
         on_cpu = [axis.detach().cpu() for axis in scores]
         schema = self._known_schema(on_cpu)
         inputs = schema.flatten_inputs(f"an expert of {self.beam_search.uid_prefix}*", (input, *args), kwargs)
-        exchange = MixtureExchange(self.beam_search, schema, on_cpu, self.options)
-        try:
-            answers = exchange_with_experts(exchange, inputs)
-        except NotEnoughExperts:
-            self._schema = None  # in case that it was the lie of one of them
-            raise
-        finally:
-            self._last = exchange
-        return schema, answers, exchange.samples.to(input.device), exchange.coordinates.to(input.device)
+        self._last = MixtureExchange(self.beam_search, schema, on_cpu, self.options, self._forget_schema)
+        return schema, self._last, inputs
 
-    def _sums(
-        self, answers: Sequence[torch.Tensor], weights: torch.Tensor, samples: torch.Tensor, count: int
-    ) -> list[torch.Tensor]:
-        """The weighted sum of its answers for each sample."""
-        return [_weighted_sum(answer, weights, samples, count) for answer in answers]
+    def _forget_schema(self) -> None:
+        """Too few answered: in case that it was the lie of one of them."""
+        self._schema = None
 
     @property
     def info(self) -> dict[str, Any]:
@@ -250,3 +247,10 @@ def _weighted_sum(answer: torch.Tensor, weights: torch.Tensor, samples: torch.Te
     """``[pairs, ...]`` to ``[count, ...]``: the sum over the pairs of each sample; zeros where there is none."""
     weighted = answer * weights.to(answer.device).view(-1, *[1] * (answer.ndim - 1))
     return weighted.new_zeros(count, *answer.shape[1:]).index_add(0, samples, weighted)
+
+
+def weighted_sums(
+    answers: Sequence[torch.Tensor], weights: torch.Tensor, samples: torch.Tensor, count: int
+) -> list[torch.Tensor]:
+    """The weighted sum of its answers for each sample."""
+    return [_weighted_sum(answer, weights, samples, count) for answer in answers]

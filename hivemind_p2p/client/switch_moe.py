@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hivemind_p2p.client.moe import RemoteMixtureOfExperts
+from hivemind_p2p.client.moe import RemoteMixtureOfExperts, weighted_sums
+from hivemind_p2p.client.together import Prepared
 from hivemind_p2p.errors import ConfigError
 
 
@@ -84,17 +85,27 @@ class RemoteSwitchMixtureOfExperts(RemoteMixtureOfExperts):
             SchemaMismatch: the inputs are not what the experts take; nothing was sent.
             AnomalyDetected: NaN or infinity in the input, with ``detect_anomalies``.
         """
+        result: tuple[Any, torch.Tensor] = self.prepare(input, *args, **kwargs).run()
+        return result
+
+    def prepare(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> Prepared:  # noqa: A002
+        """What :meth:`forward` would do, for ``call_together``."""
         seen = self._for_gate(input)
         if self.training and self.jitter_eps:
             seen = seen * torch.empty_like(seen).uniform_(1 - self.jitter_eps, 1 + self.jitter_eps)
         scores = [self._drop(axis) for axis in self._scores(seen)]
-        schema, answers, samples, coordinates = self._ask(scores, input, args, kwargs)
+        schema, exchange, inputs = self._exchange(scores, input, args, kwargs)
         probabilities = [axis.softmax(dim=-1) for axis in scores]
-        if self.training:
-            self._count(coordinates)
-        chosen = [axis[samples, at] for axis, at in zip(probabilities, coordinates.unbind(dim=1), strict=True)]
-        outputs = self._sums(answers, torch.stack(chosen).prod(dim=0), samples, len(input))
-        return schema.pack_outputs([input + outputs[0], *outputs[1:]]), self._balancing_loss(probabilities)
+
+        def finish(answers: Sequence[torch.Tensor]) -> tuple[Any, torch.Tensor]:
+            samples, coordinates = exchange.pairs(input.device)
+            if self.training:
+                self._count(coordinates)
+            chosen = [axis[samples, at] for axis, at in zip(probabilities, coordinates.unbind(dim=1), strict=True)]
+            outputs = weighted_sums(answers, torch.stack(chosen).prod(dim=0), samples, len(input))
+            return schema.pack_outputs([input + outputs[0], *outputs[1:]]), self._balancing_loss(probabilities)
+
+        return Prepared(exchange, inputs, finish)
 
     def _drop(self, scores: torch.Tensor) -> torch.Tensor:
         """Leave out some coordinates of an axis, but never all."""
