@@ -312,6 +312,10 @@ class HostingSettings:
     """Rows that a batch waits for."""
     max_batch_size: int = 4096
     """Rows that a batch never exceeds; a larger request runs in pieces."""
+    batch_wait_timeout_s: float = 0.1
+    """Seconds that a batch of less than ``min_batch_size`` rows waits for more."""
+    max_queue_tasks: int = 1024
+    """Requests that may wait for an expert in each direction; more are refused at once."""
     device: str | None = None
     """Where experts compute: ``cpu``, ``cuda``, ``cuda:1``. Default: ``cuda`` where there is one, else ``cpu``."""
     optimizer: Literal["adam", "sgd", "none"] = "adam"
@@ -358,8 +362,8 @@ class HostingSettings:
             )
         above_zero = (
             "num_experts", "hidden_dim", "min_batch_size", "max_batch_size", "lr", "clip_grad_norm", "update_period",
-            "gradient_accumulation_steps", "num_training_steps", "checkpoint_period", "checkpoints_kept",
-            "max_request_bytes", "max_pending_bytes",
+            "max_queue_tasks", "gradient_accumulation_steps", "num_training_steps", "checkpoint_period",
+            "checkpoints_kept", "max_request_bytes", "max_pending_bytes",
         )  # fmt: skip
         for name in above_zero:
             value = getattr(self, name)

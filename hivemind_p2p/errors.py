@@ -42,6 +42,7 @@ concern; nothing in the package raises a bare ``Exception``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -172,7 +173,19 @@ class ExpertFailed(ExpertError):
 
 
 class Overloaded(ExpertError):
-    """Too many requests wait for the expert already: try again later, or another replica."""
+    """Too many requests wait for the expert already: try again later, or another replica.
+
+    Attributes:
+        retry_after: seconds after which there may be room; None: not known. It stands in the text, too, and so survives
+            the way from another peer.
+    """
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+        if retry_after is not None:
+            message = f"{message} (retry after {retry_after:.2f} s)"
+        super().__init__(message)
+        said = re.search(r"\(retry after ([0-9]{1,6}\.[0-9]{2}) s\)", message)
+        self.retry_after = float(said[1]) if said is not None else None
 
 
 class NotEnoughExperts(ExpertError):

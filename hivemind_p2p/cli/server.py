@@ -52,6 +52,10 @@ def server(
         int | None,
         _option("Rows that a batch never exceeds; larger requests run in pieces.", default=_DEFAULTS.max_batch_size),
     ] = None,
+    batch_wait_timeout_s: Annotated[
+        float | None,
+        _option("Seconds that a smaller batch waits for that many.", default=f"{_DEFAULTS.batch_wait_timeout_s:g}"),
+    ] = None,
     device: Annotated[str | None, _option("cpu, cuda, cuda:1, ...", default="cuda where there is one")] = None,
     optimizer: Annotated[str | None, _option("adam, sgd or none.", default=_DEFAULTS.optimizer)] = None,
     lr: Annotated[float | None, _option("Learning rate.", default=_DEFAULTS.lr)] = None,
@@ -103,6 +107,7 @@ def server(
             "hosting.hidden_dim": hidden_dim,
             "hosting.min_batch_size": min_batch_size,
             "hosting.max_batch_size": max_batch_size,
+            "hosting.batch_wait_timeout_s": batch_wait_timeout_s,
             "hosting.device": device,
             "hosting.optimizer": optimizer,
             "hosting.lr": lr,

@@ -27,7 +27,7 @@ from hivemind_p2p.errors import ProtocolNotSupported
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.wire import runtime_pb2
 from hivemind_p2p.wire.expert_messages import ExpertMessage
-from hivemind_p2p.wire.expert_metadata import AnswerNotes, pack_wish, read_codecs, read_notes
+from hivemind_p2p.wire.expert_metadata import AnswerNotes, Urgency, pack_wish, read_codecs, read_notes
 from hivemind_p2p.wire.peer_id import PeerID
 from hivemind_p2p.wire.tensor_descriptor import TensorDescriptor
 
@@ -100,7 +100,7 @@ async def call_expert(
         answer_bytes = sum(tensor.nbytes for tensor in tensors[: len(expected)])
     wishes = [kinds.inputs if place < len(schema.inputs) else kinds.grads for place in range(len(sent))]
     compressions = [_compression(*each) for each in zip(tensors, sent, wishes, strict=True)]
-    metadata = b"" if kinds.wish is None else pack_wish(kinds.wish)
+    metadata = b"" if kinds.wish is None else pack_wish(kinds.wish, Urgency(timeout))
     call = _Call(rpc, expert, direction, tensors, compressions, metadata, meter, len(expected), answer_bytes, timeout)
     answer = await (call.unary() if call.largest <= MAX_UNARY_BYTES else call.stream())
     check_answer(answer, expected, rows)

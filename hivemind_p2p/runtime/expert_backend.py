@@ -50,9 +50,9 @@ class ExpertBackend:
         undo_exploded_steps: see :class:`~hivemind_p2p.runtime.training.Training`.
         detect_anomalies: refuse inputs, outputs and gradients with NaN or infinity. Say False if they have a meaning,
             as in masks that are added.
-        min_batch_size: rows that a batch waits for; see ``batch_wait_timeout``.
+        min_batch_size: rows that a batch waits for; see ``batch_wait_timeout_s``.
         max_batch_size: rows that the module is given at once, at most.
-        batch_wait_timeout: seconds that a batch of less than ``min_batch_size`` rows waits for more.
+        batch_wait_timeout_s: seconds that a batch of less than ``min_batch_size`` rows waits for more.
         max_queue_tasks: the most requests that may wait in each pool.
         max_queue_rows: the most rows that may wait in each pool. Default: 16 of the largest batches, and at least
             4096.
@@ -81,7 +81,7 @@ class ExpertBackend:
         detect_anomalies: bool = True,
         min_batch_size: int = 1,
         max_batch_size: int = 4096,
-        batch_wait_timeout: float = 0.1,
+        batch_wait_timeout_s: float = 0.1,
         max_queue_tasks: int = 1024,
         max_queue_rows: int | None = None,
     ) -> None:
@@ -114,7 +114,7 @@ class ExpertBackend:
             "detect_anomalies": detect_anomalies,
             "min_batch_size": min_batch_size,
             "max_batch_size": max_batch_size,
-            "batch_wait_timeout": batch_wait_timeout,
+            "batch_wait_timeout_s": batch_wait_timeout_s,
             "max_tasks": max_queue_tasks,
             "max_rows": max(16 * max_batch_size, 4096) if max_queue_rows is None else max_queue_rows,
         }

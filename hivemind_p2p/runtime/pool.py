@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -13,7 +13,7 @@ import outcome
 import torch
 import trio
 
-from hivemind_p2p.errors import NodeClosed
+from hivemind_p2p.errors import NodeClosed, Overloaded
 from hivemind_p2p.runtime.batching import TaskQueue
 from hivemind_p2p.runtime.memory import Tensors
 from hivemind_p2p.runtime.schema import Schema
@@ -50,6 +50,7 @@ class Task:
         token: the Trio run that it came from.
         waiter: the Trio task that waits for it; None once that one has its answer or has gone. Set in that Trio run
             only.
+        client, priority: see :mod:`~hivemind_p2p.runtime.batching`.
     """
 
     tensors: Tensors
@@ -57,6 +58,8 @@ class Task:
     arrived: float
     token: trio.lowlevel.TrioToken
     waiter: trio.lowlevel.Task | None
+    client: Hashable | None = None
+    priority: float = 0.0
 
 
 @dataclass
@@ -133,7 +136,7 @@ class TaskPool:
         self.priority: float | Callable[[float], float] | None = None
         self.stats = PoolStats()
 
-    async def submit(self, *tensors: torch.Tensor) -> Tensors:
+    async def submit(self, *tensors: torch.Tensor, client: Hashable | None = None, priority: float = 0.0) -> Tensors:
         """Have a request computed, together with others that wait. From any Trio run.
 
         A cancelled request is not computed, if its batch has not started yet. The tensors must not be changed before
@@ -141,6 +144,8 @@ class TaskPool:
 
         Args:
             tensors: flat, in main memory, all of one batch size, of any number of rows; none gets an empty answer.
+            client: who sends it, so that clients are served in turn and none fills the line.
+            priority: within this pool, the smaller the sooner.
 
         Returns:
             Flat tensors with as many rows, in main memory; they are the caller's.
@@ -148,7 +153,8 @@ class TaskPool:
         Raises:
             SchemaMismatch: they do not fit the expert's schema.
             AnomalyDetected: there is NaN or infinity in them, or would be in the answer.
-            Overloaded: too many requests wait already.
+            Overloaded: too many requests wait already, of all or of this client. ``retry_after`` says when they may be
+                done, if the device goes on as it did and does nothing else.
             ExpertFailed: the expert raised while it computed this request.
             NodeClosed: the Runtime is not running, or was shut down before it came to this request.
         """
@@ -166,8 +172,11 @@ class TaskPool:
             else:
                 self.inputs.check_finite(tensors)
         token, waiter = trio.lowlevel.current_trio_token(), trio.lowlevel.current_task()
-        task = Task(tensors, rows, desk.now(), token, waiter)
-        desk.put(self, task)
+        task = Task(tensors, rows, desk.now(), token, waiter, client, priority)
+        try:
+            desk.put(self, task)
+        except Overloaded as error:
+            raise Overloaded(str(error), retry_after=self._time_of_line()) from None
 
         def give_up(_: object) -> trio.lowlevel.Abort:
             task.waiter = None
@@ -195,6 +204,10 @@ class TaskPool:
             )
             self.priority = None
         return self.queue.oldest
+
+    def _time_of_line(self) -> float:
+        per_row = self.stats.seconds / self.stats.rows if self.stats.rows else 0.0
+        return min(max(per_row * self.queue.rows, 0.05), 60.0)
 
     def __repr__(self) -> str:
         return (

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import trio
 
 from hivemind_p2p.errors import MessageTooLarge, NodeClosed, Overloaded
+
+_SOON: Final = 0.5
+"""Seconds after which a refused caller may try again: how long requests at hand take is not known here."""
 
 
 class Admission:
@@ -63,7 +67,8 @@ class Admission:
         if self.pending_bytes + nbytes > self._max_pending_bytes:
             raise Overloaded(
                 f"the requests at hand have {self.pending_bytes} bytes, and no more than {self._max_pending_bytes} are "
-                "taken; try again later, or another replica"
+                "taken; try again later, or another replica",
+                retry_after=_SOON,
             )
         self.pending_bytes += nbytes
 

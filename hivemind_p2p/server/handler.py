@@ -3,11 +3,12 @@
 A request passes these gates, in this order, and what fails at one never reaches the next: the server takes requests;
 it hosts the expert; number, shapes and dtypes of the tensors, as the messages declare them, fit the expert; their bytes
 are within the bounds; the answer will fit the call; the bytes are the tensors they claim to be; there is room in the
-expert's queue. Only then is anything computed.
+expert's queue. Only then is anything computed, and only as long as the caller waits for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, Literal
 
@@ -32,7 +33,7 @@ from hivemind_p2p.server.declared import DeclaredTensors
 from hivemind_p2p.server.offload import off_the_loop
 from hivemind_p2p.wire import msgpack, runtime_pb2
 from hivemind_p2p.wire.expert_messages import ExpertMessage, TensorMessage
-from hivemind_p2p.wire.expert_metadata import Wish, pack_codecs, pack_notes, read_wish
+from hivemind_p2p.wire.expert_metadata import Wish, pack_codecs, pack_notes, read_urgency, read_wish
 
 SERVICE: Final = "ConnectionHandler"
 PART_TIMEOUT: Final = 60.0
@@ -137,7 +138,7 @@ class ConnectionHandler:
             declared.check_complete()
             declared.check_answer_fits(self._unary_limit - _ENVELOPE)
             inputs = [await _decode(message) for message in request.tensors]
-            outputs = await pool.submit(*inputs)
+            outputs = await _compute(pool, inputs, request.metadata, context)
             kinds = _compressions(pool, outputs, wish := read_wish(request.metadata))
             return ExpertMessage(
                 metadata=await self._notes(outputs, kinds, context) if wish is not None else b"",
@@ -151,9 +152,10 @@ class ConnectionHandler:
         self, requests: AsyncIterator[ExpertMessage], direction: Direction, context: CallContext
     ) -> AsyncIterator[ExpertMessage]:
         with self._admission.enter() as admitted:
-            pool, inputs, wish = await self._gather(requests, direction, admitted)
-            outputs = await pool.submit(*inputs)
+            pool, inputs, metadata = await self._gather(requests, direction, admitted)
+            outputs = await _compute(pool, inputs, metadata, context)
             del inputs
+            wish = read_wish(metadata)
             kinds = _compressions(pool, outputs, wish)
             notes = await self._notes(outputs, kinds, context) if wish is not None else b""
             for output, kind in zip(outputs, kinds, strict=True):
@@ -165,13 +167,13 @@ class ConnectionHandler:
 
     async def _gather(
         self, requests: AsyncIterator[ExpertMessage], direction: Direction, admitted: Admitted
-    ) -> tuple[TaskPool, list[torch.Tensor], Wish | None]:
-        """The tensors of a streamed request, and how its answer shall travel. Its first message names the expert; later
+    ) -> tuple[TaskPool, list[torch.Tensor], bytes]:
+        """The tensors of a streamed request, and what stands beside them. Its first message names the expert; later
         ones may name it again."""
         request = await _next(requests)
         if request is None:
             raise ProtocolViolation("the request ended before it began: its first message names the expert")
-        uid, wish = request.uid, read_wish(request.metadata)
+        uid, metadata = request.uid, request.metadata
         pool = self._pool(uid, direction)
         declared = DeclaredTensors(pool)
         assembler = TensorAssembler(max_bytes=self._admission.max_request_bytes, max_tensors=len(pool.inputs))
@@ -190,7 +192,7 @@ class ConnectionHandler:
             request = await _next(requests)
         assembler.finish()
         declared.check_complete()
-        return pool, inputs, wish
+        return pool, inputs, metadata
 
     async def _notes(self, outputs: Sequence[torch.Tensor], kinds: Sequence[int], context: CallContext) -> bytes:
         """What one of our clients is told beside its answer."""
@@ -213,6 +215,16 @@ class ConnectionHandler:
 
     def __repr__(self) -> str:
         return f"<ConnectionHandler of {len(self._experts)} experts: {self._admission!r}>"
+
+
+async def _compute(
+    pool: TaskPool, inputs: Sequence[torch.Tensor], metadata: bytes, context: CallContext
+) -> tuple[torch.Tensor, ...]:
+    """The answer, if it is there before the caller gives up: what he does not wait for any more is not begun."""
+    urgency = read_urgency(metadata)
+    with trio.move_on_after(math.inf if urgency.timeout is None else urgency.timeout):
+        return await pool.submit(*inputs, client=context.peer_id, priority=urgency.priority)
+    raise DeadlineExceeded(f"{pool.name} had no answer within the {urgency.timeout:g} s that the caller waits")
 
 
 def _compressions(pool: TaskPool, outputs: Sequence[torch.Tensor], wish: Wish | None) -> list[int]:

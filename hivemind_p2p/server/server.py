@@ -145,6 +145,8 @@ class Server:
         detect_anomalies: bool = True,
         min_batch_size: int = 1,
         max_batch_size: int = 4096,
+        batch_wait_timeout_s: float = HostingSettings.batch_wait_timeout_s,
+        max_queue_tasks: int = HostingSettings.max_queue_tasks,
         device: torch.device | str | None = None,
         compression: int | str = "NONE",
         custom_module_path: str | Path | None = None,
@@ -176,6 +178,8 @@ class Server:
                 :class:`~hivemind_p2p.runtime.ExpertBackend`.
             min_batch_size: rows that a batch waits for.
             max_batch_size: rows that a batch never exceeds; a larger request runs in pieces.
+            batch_wait_timeout_s: seconds that a batch of less than ``min_batch_size`` rows waits for more.
+            max_queue_tasks: requests that may wait for an expert in each direction; more are refused.
             device: where experts compute. Default: ``cuda`` where there is one, else ``cpu``.
             compression: of all inputs, outputs and gradients that are floats: ``"FLOAT16"``, or a number of
                 ``CompressionType``.
@@ -209,6 +213,8 @@ class Server:
             detect_anomalies=detect_anomalies,
             min_batch_size=min_batch_size,
             max_batch_size=max_batch_size,
+            batch_wait_timeout_s=batch_wait_timeout_s,
+            max_queue_tasks=max_queue_tasks,
             checkpoint_period=checkpoint_period,
             checkpoints_kept=checkpoints_kept,
         )
@@ -226,6 +232,8 @@ class Server:
             detect_anomalies=detect_anomalies,
             min_batch_size=min_batch_size,
             max_batch_size=max_batch_size,
+            batch_wait_timeout_s=batch_wait_timeout_s,
+            max_queue_tasks=max_queue_tasks,
         )
         device = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         count = num_experts or 1

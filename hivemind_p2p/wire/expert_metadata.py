@@ -1,7 +1,8 @@
 """What our nodes tell each other beside the tensors of a call: msgpack in ``metadata``, empty in hivemind. Pure.
 
-A caller says how the answer shall travel; only to peers that serve ``ConnectionHandler.rpc_codecs``. Such a peer says
-what it measured: the error of each tensor that it compressed, and how fast the request came.
+A caller says how the answer shall travel, and how long it waits for it; only to peers that serve
+``ConnectionHandler.rpc_codecs``. Such a peer says what it measured: the error of each tensor that it compressed, and
+how fast the request came.
 """
 
 from __future__ import annotations
@@ -35,9 +36,28 @@ class Wish(NamedTuple):
     compression: int | None = None
 
 
-def pack_wish(wish: Wish) -> bytes:
+class Urgency(NamedTuple):
+    """Beside a request of ours.
+
+    Attributes:
+        timeout: seconds after which nobody waits for the answer any more; None: it is not said.
+        priority: 0, or above it for a request that may be computed after others.
+    """
+
+    timeout: float | None = None
+    priority: float = 0.0
+
+
+def pack_wish(wish: Wish, urgency: Urgency | None = None) -> bytes:
     """For a request."""
-    return msgpack.dumps({"answer_compression": None if wish.compression is None else int(wish.compression)})
+    fields: dict[str, object] = {"answer_compression": None if wish.compression is None else int(wish.compression)}
+    return msgpack.dumps(fields if urgency is None else fields | urgency._asdict())
+
+
+def read_urgency(metadata: bytes) -> Urgency:
+    """What stands beside a request; what makes no sense is left out, and so is a wish to be computed before others."""
+    fields = _fields(metadata)
+    return Urgency(_measure(fields.get("timeout")), _measure(fields.get("priority")) or 0.0)
 
 
 def read_wish(metadata: bytes) -> Wish | None:

@@ -17,6 +17,8 @@ from hivemind_p2p.runtime.batching import TaskQueue, next_pool
 class Task:
     rows: int
     arrived: float = 0.0
+    client: str | None = None
+    priority: float = 0.0
 
 
 @dataclass
@@ -26,7 +28,13 @@ class Pool:
 
 
 def queue(**limits) -> TaskQueue[Task]:
-    defaults = {"min_batch_size": 1, "max_batch_size": 8, "batch_wait_timeout": 2.0, "max_tasks": 100, "max_rows": 1000}
+    defaults = {
+        "min_batch_size": 1,
+        "max_batch_size": 8,
+        "batch_wait_timeout_s": 2.0,
+        "max_tasks": 100,
+        "max_rows": 1000,
+    }
     return TaskQueue(**defaults | limits)
 
 
@@ -88,6 +96,100 @@ def test_a_full_line_refuses_and_a_lone_task_of_any_size_is_let_in():
     assert filled(50, max_rows=10).rows == 50
 
 
+def order_of(line: TaskQueue[Task]) -> str:
+    """Whose tasks are taken, one after the other."""
+    return "".join(task.client or "." for _ in range(len(line)) for task in line.take())
+
+
+def test_clients_are_served_in_turn_however_much_they_send():
+    line = queue(max_batch_size=1)
+    for client in "aaaaab":
+        line.add(Task(1, client=client))
+    for _ in range(2):
+        line.take()  # the first of a, and b
+    for client in "bccc":
+        line.add(Task(1, client=client))
+    assert order_of(line) == "cabcacaa"
+
+
+def test_turns_are_counted_in_rows():
+    line = queue(max_batch_size=1)
+    for rows, client in [(4, "a"), (4, "a"), (1, "b"), (1, "b"), (1, "b"), (1, "b"), (1, "b")]:
+        line.add(Task(rows, client=client))
+    assert order_of(line) == "abbbbab"
+
+
+def test_who_comes_back_after_a_while_has_no_debts_and_no_credit():
+    line = queue(max_batch_size=1)
+    line.add(Task(500, client="a"))
+    line.take()
+    for client in "baab":
+        line.add(Task(1, client=client))
+    assert order_of(line) == "baab"
+
+
+def test_the_smallest_priority_number_first():
+    line = queue(max_batch_size=1)
+    for number, client in enumerate("abc"):
+        line.add(Task(1, client=client, priority=-number))
+    line.add(Task(1, client="d", priority=-1))
+    assert order_of(line) == "cbda"
+    assert filled(1, 1).oldest == 0.0
+
+
+def test_a_client_who_floods_the_line_leaves_room_for_others():
+    line = queue(max_tasks=16)
+    for _ in range(8):  # half of the line
+        line.add(Task(1, client="a"))
+    with pytest.raises(Overloaded, match="what room is left is for others"):
+        line.add(Task(1, client="a"))
+    for client in "bbbb":
+        line.add(Task(1, client=client))
+    with pytest.raises(Overloaded):
+        line.add(Task(1, client="b"))
+    line.add(Task(1, client="c"))
+    line = queue(max_rows=16)
+    line.add(Task(10, client="a"))
+    with pytest.raises(Overloaded):
+        line.add(Task(1, client="a"))
+    line.add(Task(6, client="b"))
+
+
+@given(
+    requests=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9)), min_size=1, max_size=60),
+    takes=st.integers(0, 20),
+)
+def test_among_clients_who_wait_nobody_gets_much_more_than_another(requests, takes):
+    """The guarantee of start-time fair queueing: two that wait all the time differ by their largest tasks at most."""
+    line = queue(max_batch_size=9, max_tasks=1000)
+    for client, rows in requests:
+        line.add(Task(rows, client=str(client)))
+    had: dict[str, int] = dict.fromkeys({str(client) for client, _ in requests}, 0)
+    for _ in range(takes):
+        for task in line.take():
+            had[task.client] += task.rows
+            waiting = {each.client for each in line._line}
+            for one in waiting:
+                for other in waiting:
+                    assert had[one] - had[other] <= 9 + 9
+
+
+def test_clients_of_long_ago_are_forgotten():
+    line = queue(max_batch_size=1, max_tasks=10_000)
+    line.add(Task(1, client="stays"))
+    for i in range(1000):
+        line.add(Task(1, client=f"client {i}"))
+        line.take()
+    assert len(line) == 1
+    assert len(line._clients) < 50
+    for _ in range(1000):
+        assert line.discard(next(iter(line._line)))
+        line.add(Task(1, client="x"))
+        line.add(Task(1, client="y"))
+        line.discard(list(line._line)[-1])
+    assert len(line._order) < 50
+
+
 @pytest.mark.parametrize(
     "limits",
     [
@@ -95,8 +197,8 @@ def test_a_full_line_refuses_and_a_lone_task_of_any_size_is_let_in():
         {"min_batch_size": 9},
         {"max_tasks": 0},
         {"max_rows": 0},
-        {"batch_wait_timeout": -1.0},
-        {"batch_wait_timeout": math.nan},
+        {"batch_wait_timeout_s": -1.0},
+        {"batch_wait_timeout_s": math.nan},
     ],
 )
 def test_limits_that_make_no_sense(limits):

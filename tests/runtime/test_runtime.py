@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ async def test_who_waits_is_computed_together_oldest_first():
 
 
 async def test_who_learns_together_makes_one_step():
-    expert = ffn_backend(min_batch_size=5, batch_wait_timeout=3600)
+    expert = ffn_backend(min_batch_size=5, batch_wait_timeout_s=3600)
     local = ffn_backend()
     local.module.load_state_dict(expert.module.state_dict())
     x, grad = torch.randn(5, 8), torch.randn(5, 8)
@@ -160,14 +161,14 @@ async def test_the_oldest_waiting_task_decides_unless_the_pool_says_otherwise(pr
 
 
 async def test_a_lone_request_is_computed_whatever_min_batch_size_says():
-    expert = ffn_backend(min_batch_size=32, batch_wait_timeout=0.01)
+    expert = ffn_backend(min_batch_size=32, batch_wait_timeout_s=0.01)
     async with Runtime({"ffn.0": expert}):
         (y,) = await expert.forward_pool.submit(torch.randn(1, 8))
         assert y.shape == (1, 8)
 
 
 async def test_min_batch_size_brings_requests_together():
-    expert = ffn_backend(min_batch_size=4, batch_wait_timeout=3600)
+    expert = ffn_backend(min_batch_size=4, batch_wait_timeout_s=3600)
     async with Runtime({"ffn.0": expert}), trio.open_nursery() as nursery:
         for _ in range(4):
             nursery.start_soon(expert.forward_pool.submit, torch.randn(1, 8))
@@ -205,9 +206,27 @@ async def test_a_full_line_refuses_at_once():
         for _ in range(2):
             nursery.start_soon(expert.forward_pool.submit, torch.zeros(1, 2))
         await wait_all_tasks_blocked()
-        with pytest.raises(Overloaded, match="2 requests of 2 rows waiting"):
+        with pytest.raises(Overloaded, match="2 requests of 2 rows waiting") as refused:
+            await expert.forward_pool.submit(torch.zeros(1, 2))
+        assert refused.value.retry_after == 0.05, "nothing has been computed yet from which to tell"
+        expert.forward_pool.stats.rows, expert.forward_pool.stats.seconds = 10, 7.0
+        with pytest.raises(Overloaded, match=r"another replica \(retry after 1\.40 s\)"):
             await expert.forward_pool.submit(torch.zeros(1, 2))
         open_up(gate)
+
+
+async def test_clients_take_turns_and_urgent_requests_go_first():
+    gate, computed = Gate(), []
+    expert = backend_of(gate, max_batch_size=1)
+    gate.register_forward_pre_hook(lambda _, args: computed.append(args[0][0, 0].item()))
+    async with Runtime({"test.0": expert}), trio.open_nursery() as nursery:
+        await occupy(nursery, expert.forward_pool, gate)
+        for value, client, priority in [(1, "a", 0), (2, "a", 0), (3, "b", 0), (4, "c", 5), (5, "c", -1)]:
+            submit = partial(expert.forward_pool.submit, client=client, priority=priority)
+            nursery.start_soon(submit, torch.full((1, 2), float(value)))
+            await wait_all_tasks_blocked()
+        open_up(gate)
+    assert computed == [0, 5, 1, 3, 2, 4]
 
 
 async def test_devices_that_cannot_be_used():
