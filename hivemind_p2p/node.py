@@ -172,7 +172,7 @@ class Node:
         """Open connections, to one peer or to all."""
         return self.network.connections(peer_id)
 
-    async def peers(self, timeout: float = 2.0) -> list[ConnectionReport]:
+    async def peers(self, timeout: float = 5.0) -> list[ConnectionReport]:
         """Every connection: direct or by which relay, since when, round trip (measured now), bytes.
 
         Those to one peer stand together, the one in use first.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LOOK = 0.02
 """Seconds between two looks at the connections to the peer."""
 _PINGS = 3
-_LAST_PING = 2.0
+_LAST_PING = 5.0
 """Seconds that a round trip over the path found last may take beyond the time given."""
 
 

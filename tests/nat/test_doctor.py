@@ -42,7 +42,7 @@ def healths(_labs_are_possible: None) -> Iterator[dict[str, Any]]:
 
         def ask(site: Site) -> tuple[str, dict[str, Any]]:
             node = start(site.host, initial_peers=known, host_maddrs=["/ip4/0.0.0.0/tcp/5005"])
-            return site.kind, {"ip": site.public_ip, "here": site.host.ip, **node.ask("health")}
+            return site.kind, {"ip": site.public_ip, "here": site.host.ip, **node.ask("health", 2)}
 
         sites = [lab.site(f"s{number}", kind) for number, kind in enumerate(KINDS)]
         with ThreadPoolExecutor(6) as pool:  # they mostly wait for dials that nobody answers
@@ -85,7 +85,7 @@ def test_it_says_what_that_means(healths: dict[str, Any], kind: str):
 def test_the_screen(lab: Lab, start: Callable[..., Peer], bootstrap: Callable[..., Peer]):
     boot = bootstrap()
     site = lab.site("a", "symmetric")
-    command = [sys.executable, "-m", "hivemind_p2p", "doctor", "--initial-peers", *boot.maddrs]
+    command = [sys.executable, "-m", "hivemind_p2p", "doctor", "--timeout", "60", "--initial-peers", *boot.maddrs]
     done = site.host.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "FAIR  Others come through 1 relay; directly only" in done.stdout

@@ -154,10 +154,17 @@ class Commands:
                     return [str(maddr) for maddr in self.node.nat.reachable_maddrs]
                 await trio.sleep(0.02)
 
-    async def health(self) -> dict[str, Any]:
-        """What ``hivemind-p2p doctor`` says, once a peer has tried to dial back."""
-        with trio.fail_after(40):
-            await self.node.nat.autonat.tried.wait()
+    async def health(self, peers: int = 1) -> dict[str, Any]:
+        """What ``hivemind-p2p doctor`` says, once so many peers have said where they see us, a peer has tried to dial
+        back, and as many relays serve us, if we need any."""
+        nat = self.node.nat
+        with trio.fail_after(50):
+            await nat.autonat.tried.wait()
+            while True:
+                seen = len(nat.observed.observations(trio.current_time()))
+                if seen >= peers and len(nat.relays) >= min(peers, nat.keeper.wanted):
+                    break
+                await trio.sleep(0.02)
         return health_as_json(*await self.node.diagnose())
 
     async def until_connected(self, peer: str, seconds: float) -> str:
