@@ -30,6 +30,9 @@ _PUNCH_PAUSE: Final = (0.02, 0.05)
 _SOURCE_FAILED: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EINVAL, errno.EACCES})
 _PUNCH_AGAIN: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EADDRNOTAVAIL, errno.EADDRINUSE})
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+_UNSENT: Final = 256 * 1024
+"""Bytes that the kernel takes beyond what it can send at once. Trio's 16 KiB would cut each of our frames into several
+writes; much more would lie before whatever else is to be sent, which on a slow line takes its time."""
 
 Handler = Callable[[RawConnection], Awaitable[None]]
 
@@ -222,6 +225,8 @@ def _wrap(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:
         for name, value in _KEEPALIVE:
             if hasattr(socket, name):
                 stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         remote = maddr_of(*stream.socket.getpeername()[:2])
     except OSError:  # it is gone already; the first read will say so
         return RawConnection(stream, None, initiator=initiator)

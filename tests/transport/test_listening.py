@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from contextlib import suppress
 
 import pytest
@@ -20,6 +21,7 @@ from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.transport.tcp import TCPTransport
+from hivemind_p2p.transport.yamux import frames
 from tests.transport.hosts import ECHO, LOOPBACK, echo, in_use, roundtrip, two_hosts
 
 
@@ -82,6 +84,15 @@ async def dial_raw(host: Host) -> RawConnection:
     raw = await TCPTransport().dial(split_peer(host.visible_maddrs[0])[0])
     assert isinstance(raw, RawConnection)
     return raw
+
+
+async def test_the_kernel_takes_a_frame_whole_and_not_much_more():
+    async with two_hosts() as (server, client):
+        assert await roundtrip(client, server) == b"ping"
+        for host in (server, client):
+            link = host.connections()[0]._muxer._channel._link
+            unsent = link._stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            assert frames.MAX_PAYLOAD <= unsent <= 2**20
 
 
 async def gone(raw: RawConnection) -> None:
