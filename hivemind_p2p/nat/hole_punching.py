@@ -7,6 +7,10 @@ The peer that accepted the relayed connection leads:
 3. It says "now" (``SYNC``), waits for half that time, and both dial each other, from the ports that they listen on.
 4. Up to three times. Later again, for as long as the relayed connection lives and no direct one does.
 
+The first time, nodes of this kind do not wait: each dials as soon as it knows where to. A dial that comes too early is
+lost at the other NAT, and is there to meet the one that comes back. But where an earlier punch has left holes
+(``transport.punch``, 5), what comes early meets a listener; so for some minutes after one, both keep to that time.
+
 The leader is the server of the security handshake whichever way the connection came up. The specification leaves that
 open, and go-libp2p has it the other way round; so with others we listen first (``transport.punch``, 2). A peer that is
 known by no stable address takes part all the same: what it dials may get through to the other side.
@@ -18,6 +22,7 @@ the one with the larger id gives way: their dials would meet, and wait for each 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,13 +48,18 @@ logger = logging.getLogger(__name__)
 DCUTR: Final = "/libp2p/dcutr"
 _DIAL_BACK: Final = 1.0
 """Seconds that a plain dial back which was answered may take to be secured."""
-_SAID: Final = 0.2
-"""Seconds to wait for what a peer says about itself; it was asked at the same time."""
+_LATE: Final = 0.2
+"""Seconds by which a peer may be late with its first word."""
 _FIRST_WORD: Final = 1.0
 """Seconds to wait for the first word of a leader that is not of our kind, before we speak first."""
+_SAID: Final = 0.05
+"""Seconds to wait for a leader to say of which kind it is; it was asked before it began."""
 _BREATH: Final = 0.5
 """Seconds before the next round after one that could not be agreed on."""
 _LONGEST_WAIT: Final = 3600.0
+_HOLES: Final = 180.0
+"""Seconds for which NATs may remember dials that nobody answered; Linux does for 120."""
+_MOST_REMEMBERED: Final = 1024
 
 
 @dataclass
@@ -74,6 +84,7 @@ class HolePuncher:
         self._room = trio.CapacityLimiter(settings.max_punches)
         self._leading: dict[PeerID, _Session] = {}
         self._following: dict[PeerID, _Session] = {}
+        self._punched: OrderedDict[PeerID, float] = OrderedDict()
         self.succeeded = 0
         self.failed = 0
 
@@ -102,18 +113,18 @@ class HolePuncher:
                     continue
                 with _entered(self._leading, relayed.peer_id) as session:
                     async with self._room:
-                        done = await self._rounds(relayed)
+                        done = await self._rounds(relayed, nursery)
                 if not session.scope.cancelled_caught and not done:
                     self.failed += 1
                     await trio.sleep(pause)
                     pause = min(2 * pause, _LONGEST_WAIT)
 
-    async def _rounds(self, relayed: MuxedConnection) -> bool:
+    async def _rounds(self, relayed: MuxedConnection, nursery: trio.Nursery) -> bool:
         for number in range(self._settings.punch_rounds):
             try:
                 if self._direct(relayed.peer_id) is not None:
                     return True
-                if await self._round(relayed):
+                if await self._round(relayed, nursery):
                     logger.debug("direct to %s in round %d", relayed.peer_id, number + 1)
                     self.succeeded += 1
                     return True
@@ -126,16 +137,30 @@ class HolePuncher:
         logger.debug("no direct way to %s in %d rounds", relayed.peer_id, self._settings.punch_rounds)
         return False
 
-    async def _round(self, relayed: MuxedConnection) -> bool:
-        stream = await relayed.open_stream(DCUTR)
+    async def _dial_back(self, relayed: MuxedConnection, punch: Punch) -> None:
+        """Dial where the peer listens in public, once it has said so."""
+        await relayed.identified.wait()
+        if relayed.description is not None:
+            listening = [maddr for maddr in relayed.description.maddrs if is_public(maddr)]
+            punch.dial(punch_targets.choose(listening, ours=self._offer()))
+
+    async def _round(self, relayed: MuxedConnection, nursery: trio.Nursery) -> bool:
+        stream = await relayed.open_stream(DCUTR, hopeful=True)
         try:
-            with self._host.punching(relayed.peer_id, is_client=False) as punch:
+            with self._punching(relayed.peer_id, is_client=False) as (punch, at_once):
+                if at_once:
+                    nursery.start_soon(self._dial_back, relayed, punch)
                 try:
                     with trio.fail_after(self._settings.relay_timeout):
-                        targets, way = await self._agree(stream, relayed, punch)
+                        targets, way = await self._agree(stream, punch)
                 except trio.TooSlowError:
                     raise StreamReset(f"{relayed.peer_id} did not go on with hole punching") from None
-                await trio.sleep(way)
+                agreed = trio.current_time() + way
+                if at_once:
+                    with trio.move_on_at(agreed):
+                        await relayed.identified.wait()
+                if not (at_once and _is_of_our_kind(relayed)):
+                    await trio.sleep_until(agreed)
                 punch.dial(targets)
                 with trio.move_on_after(self._settings.punch_window):
                     await punch.arrived.wait()
@@ -144,24 +169,19 @@ class HolePuncher:
             with trio.CancelScope(shield=True):
                 await stream.reset()
 
-    async def _agree(self, stream: Stream, relayed: MuxedConnection, punch: Punch) -> tuple[list[Multiaddr], float]:
+    async def _agree(self, stream: Stream, punch: Punch) -> tuple[list[Multiaddr], float]:
         """Agree on a time to dial; the addresses to dial, and the seconds to that time."""
         asked = trio.current_time()
         await messages.send(stream, _message(HolePunch.CONNECT, self._offer()))
-        with trio.move_on_after(_SAID):
-            await relayed.identified.wait()
-        if relayed.description is not None:
-            listening = [maddr for maddr in relayed.description.maddrs if is_public(maddr)]
-            punch.dial(punch_targets.choose(listening, ours=self._offer()))
         answer = await messages.receive(stream, HolePunch)
         way = (trio.current_time() - asked) / 2
         if answer.type != HolePunch.CONNECT:
-            raise StreamReset(f"{relayed.peer_id} answered hole punching out of turn")
+            raise StreamReset(f"{stream.peer_id} answered hole punching out of turn")
         if punch.answered.is_set():
             with trio.move_on_after(_DIAL_BACK):
                 await punch.arrived.wait()
                 return [], 0.0
-        punch.both_dial, punch.patience = True, 2 * way + _SAID
+        punch.both_dial, punch.patience = True, 2 * way + _LATE
         await messages.send(stream, _message(HolePunch.SYNC))
         return self._targets(answer), way
 
@@ -189,22 +209,43 @@ class HolePuncher:
 
     async def _follow_once(self, stream: Stream) -> None:
         peer_id = stream.peer_id
-        with trio.fail_after(self._settings.relay_timeout):
-            wish = await messages.receive(stream, HolePunch)
-            if wish.type != HolePunch.CONNECT:
-                raise StreamReset(f"{peer_id} began hole punching out of turn")
-            await messages.send(stream, _message(HolePunch.CONNECT, self._offer()))
-            if (await messages.receive(stream, HolePunch)).type != HolePunch.SYNC:
-                raise StreamReset(f"{peer_id} went on with hole punching out of turn")
-        said = stream.connection.description if stream.connection is not None else None
-        with self._host.punching(peer_id, is_client=said is None or said.is_of_our_kind) as punch:
-            punch.both_dial, punch.patience = True, _FIRST_WORD
+        relayed = next((each for each in self._host.connections(peer_id) if each is stream.connection), None)
+        if relayed is None:
+            raise StreamReset(f"the relayed connection to {peer_id} is gone")
+        with self._punching(peer_id, is_client=True) as (punch, at_once):
+            with trio.fail_after(self._settings.relay_timeout):
+                wish = await messages.receive(stream, HolePunch)
+                if wish.type != HolePunch.CONNECT:
+                    raise StreamReset(f"{peer_id} began hole punching out of turn")
+                await messages.send(stream, _message(HolePunch.CONNECT, self._offer()))
+                with trio.move_on_after(_SAID):
+                    await relayed.identified.wait()
+                if at_once and _is_of_our_kind(relayed):
+                    punch.dial(self._targets(wish))
+                if (await messages.receive(stream, HolePunch)).type != HolePunch.SYNC:
+                    raise StreamReset(f"{peer_id} went on with hole punching out of turn")
+            if relayed.description is not None and not _is_of_our_kind(relayed):
+                punch.is_client, punch.both_dial, punch.patience = False, True, _FIRST_WORD
             punch.dial(self._targets(wish))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_at_reset, stream, nursery.cancel_scope)
                 with trio.move_on_after(self._settings.punch_window):
                     await punch.arrived.wait()
                 nursery.cancel_scope.cancel()
+
+    @contextmanager
+    def _punching(self, peer_id: PeerID, *, is_client: bool) -> Iterator[tuple[Punch, bool]]:
+        """A round of dials; whether they may begin before the time that is agreed on."""
+        now = trio.current_time()
+        at_once = now - self._punched.pop(peer_id, -_HOLES) >= _HOLES
+        try:
+            with self._host.punching(peer_id, is_client=is_client) as punch:
+                yield punch, at_once
+        finally:
+            if punch.has_dialled or not at_once:
+                self._punched[peer_id] = trio.current_time()
+                if len(self._punched) > _MOST_REMEMBERED:
+                    self._punched.popitem(last=False)
 
     def _targets(self, message: HolePunch) -> list[Multiaddr]:
         offered = messages.maddrs_in(message.obs_addrs, 4 * punch_targets.MOST)
@@ -241,6 +282,10 @@ async def _cancel_at_reset(stream: Stream, scope: trio.CancelScope) -> None:
             pass
     except StreamError:
         scope.cancel()
+
+
+def _is_of_our_kind(connection: MuxedConnection) -> bool:
+    return connection.description is not None and connection.description.is_of_our_kind
 
 
 def _message(kind: HolePunch.Type, maddrs: Sequence[Multiaddr] = ()) -> HolePunch:

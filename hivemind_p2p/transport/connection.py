@@ -85,8 +85,11 @@ class MuxedConnection(KeptConnection):
     def traffic(self) -> Traffic:
         return self._muxer.traffic
 
-    async def open_stream(self, protocol: str) -> Stream:
+    async def open_stream(self, protocol: str, *, hopeful: bool = False) -> Stream:
         """Open a stream for a protocol: at once when the peer is known to speak it, else once it has agreed.
+
+        Args:
+            hopeful: at once in any case. When the peer does not speak it, the first read says so.
 
         Raises:
             ProtocolNotSupported, StreamError
@@ -98,7 +101,7 @@ class MuxedConnection(KeptConnection):
             inner, protocol, unsent=asking.opening, asking=asking, known=self._known, unheard=self._unheard
         )
         stream.connection = self
-        if protocol in self._known:
+        if hopeful or protocol in self._known:
             self._unheard.add(stream)
             self._opened.set()
             return stream

@@ -118,6 +118,11 @@ class Punch:
         """A block that :meth:`settle` cancels, on the side of the client."""
         return _cancelled_with(self._securing)
 
+    @property
+    def has_dialled(self) -> bool:
+        """Whether any address was dialled."""
+        return bool(self._dials)
+
     def includes(self, ip: str) -> bool:
         """Whether the peer may come from an IP address."""
         return any(endpoint.host == ip for endpoint in map(endpoint_of, self._dials) if endpoint is not None)

@@ -1,5 +1,8 @@
 """From bytes to streams: Noise, then Yamux, and nothing else.
 
+The client waits for one round trip: it asks for Noise and begins the handshake in one write, and once the server has
+proved who it is, asks for Yamux and speaks it at once. Whoever does not speak these is no peer anyway.
+
 No plaintext, TLS, secio or mplex is offered or accepted. The remote peer id is the one that the handshake proved.
 """
 
@@ -20,7 +23,6 @@ from hivemind_p2p.transport import negotiate
 from hivemind_p2p.transport.dialer import WrongPeer
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.muxer import Muxer
-from hivemind_p2p.transport.noise.handshake import PROTOCOL_ID as NOISE
 from hivemind_p2p.transport.noise.handshake import Noise
 from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
@@ -44,10 +46,9 @@ class Upgrader:
             TransportError: the handshake failed.
         """
         try:
-            await negotiate.ask(raw, NOISE)
             channel, initiator = await self._noise.outbound(raw, peer_id)
             if initiator:
-                await negotiate.ask(channel, YAMUX)
+                await channel.ask(YAMUX)
             else:  # both dialled, see noise.handshake
                 await negotiate.answer(channel, (YAMUX,))
         except PeerIDMismatchesPubkey as error:
@@ -69,7 +70,6 @@ class Upgrader:
             WrongPeer, TransportError: as :meth:`outbound`.
         """
         try:
-            await negotiate.ask(raw, NOISE)
             await self._noise.outbound(raw, peer_id)
         except PeerIDMismatchesPubkey:
             raise WrongPeer("somebody else lives there") from None
@@ -85,7 +85,6 @@ class Upgrader:
             TransportError: the handshake failed.
         """
         try:
-            await negotiate.answer(raw, (NOISE,))
             channel, peer_id = await self._noise.inbound(raw)
             await negotiate.answer(channel, (YAMUX,))
         except Exception as error:  # as above

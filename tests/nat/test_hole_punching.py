@@ -29,6 +29,7 @@ async def relayed_pair(
     leader = await net.start([relay], hidden=True, nat=nat, identity=identities[0])
     other = await net.start([relay], hidden=True, nat=nat, identity=identities[1])
     await other.host.connect(leader.circuits[0])
+    await call(other, leader)  # both have the connection now
     return leader, other
 
 
@@ -61,6 +62,7 @@ async def test_punching_is_tried_again_until_it_works(autojump_clock, minutes: f
         net.wire.silent.discard(other.ip)
         with trio.fail_after(2 * 60 * minutes):
             await until_direct(leader, other)
+            await until_direct(other, leader)
         assert (await call(other, leader)).relay is None
         assert leader.nat.puncher.succeeded == 1
         assert repr(leader.nat.puncher).startswith("<HolePuncher: 1 succeeded, ")

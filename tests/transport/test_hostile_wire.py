@@ -225,6 +225,7 @@ async def live(kind: str, on_receive: bool, place: int) -> None:
 
 
 @example("flip", False, 64)
+@example("flip", True, 282)
 @settings(max_examples=100)
 @given(st.sampled_from(["flip", "end", "silence"]), st.booleans(), anywhere)
 def test_a_lie_at_any_place_costs_a_connection_and_no_more(kind, on_receive, place):

@@ -48,6 +48,13 @@ async def test_a_connection_lives_through_a_virtual_day(autojump_clock):
         assert len(one.connections()) == 1
 
 
+async def test_connecting_costs_one_round_trip_more_than_tcp_itself(autojump_clock):
+    async with pair(latency=0.05) as (_, one, two):
+        started = trio.current_time()
+        await one.connect(two.visible_maddrs[0])
+        assert trio.current_time() - started == pytest.approx(0.2)
+
+
 async def test_a_call_costs_one_round_trip_when_the_peer_said_that_it_speaks_the_protocol(autojump_clock):
     async with pair(latency=0.05) as (_, one, two):
         await one.connect(two.visible_maddrs[0])

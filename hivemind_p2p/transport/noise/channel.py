@@ -13,8 +13,9 @@ from typing import Final
 
 import trio
 
-from hivemind_p2p.errors import ConnectionLost
+from hivemind_p2p.errors import ConnectionLost, TransportError
 from hivemind_p2p.transport.link import Link
+from hivemind_p2p.transport.negotiate import Asking
 from hivemind_p2p.transport.noise.cipher import BadMessage, Buffer, Opener, Sealer, sealed_size, split
 
 _BUFFER_SIZE: Final = 288 * 1024
@@ -48,6 +49,7 @@ class SecureChannel:
         self._rest = b""
         self._fed = False
         self._unread = b""
+        self._asking: Asking | None = None
         self._pending = memoryview(b"")
         self._pending_buffer: memoryview | None = None
 
@@ -167,6 +169,31 @@ class SecureChannel:
             ConnectionLost
         """
         return b"".join(await self.receive())
+
+    async def ask(self, protocol: str) -> None:
+        """Ask for what the muxer speaks and go on as if the peer had agreed; :meth:`settle` finds out.
+
+        Raises:
+            ConnectionLost
+        """
+        self._asking = Asking(protocol)
+        await self.send_all(self._asking.opening)
+
+    async def settle(self) -> None:
+        """Wait for the answer to what was asked, if anything was, and take it off what comes.
+
+        Raises:
+            ConnectionLost: the peer does not agree, or as :meth:`receive`.
+        """
+        while (asking := self._asking) is not None:
+            try:
+                if asking.receive(await self.receive_some()):
+                    self._asking = None
+                    self.unread(asking.rest)
+            except ConnectionLost:
+                raise
+            except TransportError as error:
+                raise ConnectionLost(str(error)) from None
 
     def unread(self, data: bytes) -> None:
         """Give back what was received and belongs to who receives next."""

@@ -1,4 +1,4 @@
-"""From libp2p's Noise handshake to our channel.
+"""From libp2p's Noise handshake to our channel. The protocol itself is agreed on beside it, at no extra round trip.
 
 libp2p does what proves who is who (the XX handshake and the identity keys signed in it). What it leaves are two keys
 and, in the raw connection, the bytes that came behind the handshake; a :class:`~.channel.SecureChannel` goes on from
@@ -23,6 +23,7 @@ from libp2p.security.noise.transport import PROTOCOL_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.security.secure_session import SecureSession
 
+from hivemind_p2p.transport import negotiate
 from hivemind_p2p.transport.link import link_over
 from hivemind_p2p.transport.noise.channel import Keys, SecureChannel
 from hivemind_p2p.transport.raw import RawConnection
@@ -34,7 +35,7 @@ _FIRST_WORD: Final = 32
 
 
 class Noise:
-    """Secures connections in the name of a key pair. Raises whatever libp2p raises."""
+    """Secures connections in the name of a key pair. Raises whatever ``negotiate`` and libp2p raise."""
 
     def __init__(self, key_pair: KeyPair) -> None:
         self._transport = NoiseTransport(key_pair, x25519_key_pair().private_key)
@@ -46,13 +47,17 @@ class Noise:
         try:
             return _channel(raw, await self._transport.secure_outbound(initiator, ID(peer_id.to_bytes()))), True
         except _BothInitiate:
-            channel, other = await self.inbound(raw)
+            channel, other = await self._respond(raw)
         if other != peer_id:
             raise PeerIDMismatchesPubkey(f"remote_peer_id_from_pubkey={other}")
         return channel, False
 
     async def inbound(self, raw: RawConnection) -> tuple[SecureChannel, PeerID]:
         """Secure a connection that we accepted; who proved to be at the other end."""
+        await negotiate.answer(raw, (PROTOCOL_ID,))
+        return await self._respond(raw)
+
+    async def _respond(self, raw: RawConnection) -> tuple[SecureChannel, PeerID]:
         session = await self._transport.secure_inbound(raw)
         return _channel(raw, session), PeerID(session.get_remote_peer().to_bytes())
 
@@ -62,18 +67,30 @@ class _BothInitiate(Exception):
 
 
 class _Initiator(RawConnection):
-    """A raw connection for the handshake of an initiator, which finds out whether the other side is one as well."""
+    """A raw connection for the handshake of an initiator.
+
+    It asks for the protocol in the same write as the first message, and finds out whether the other side is an
+    initiator as well.
+    """
 
     def __init__(self, raw: RawConnection, *, gives_way: bool) -> None:
         super().__init__(raw.stream, raw.remote, initiator=True)
         self._raw = raw
         self._gives_way = gives_way
-        self._has_read = False
+        self._asking: negotiate.Asking | None = negotiate.Asking(PROTOCOL_ID)
+        self._unsent = self._asking.opening
+
+    async def write(self, data: bytes) -> None:
+        unsent, self._unsent = self._unsent, b""
+        await self._raw.write(unsent + data)
 
     async def read(self, n: int | None = None) -> bytes:
-        if self._has_read:
+        asking, self._asking = self._asking, None
+        if asking is None:
             return await self._raw.read(n)
-        self._has_read = True
+        while not asking.receive(await self._raw.receive_some()):
+            pass
+        self._raw.unread(asking.rest)
         length = await self._raw.read(2)
         if int.from_bytes(length) == _FIRST_WORD:
             if self._gives_way:

@@ -219,12 +219,13 @@ class YamuxMuxer(Muxer):
     async def _read(self) -> str:
         """Receive until the connection ends; why it did."""
         try:
+            await self._channel.settle()
             while True:
                 await self._channel.fetch()
                 now = trio.current_time()
-                self._received += 1
                 while (size := self._channel.next_size()) is not None:
                     self._bytes_received += size
+                    self._received += 1  # whole messages: the length of one may have been forged, and never come true
                     for event in self._open(size, now):
                         if isinstance(event, SessionFailed):
                             logger.warning("%s broke the protocol: %s", self.peer_id, event.reason)

@@ -92,7 +92,7 @@ def run_cell(one: str, other: str, *, delay_ms: float = 10, dht: bool = True) ->
 
 
 def run_cells(
-    pairs: Iterable[tuple[str, str]], *, parallel: int = 4, run: Callable[[str, str], Cell] = run_cell
+    pairs: Iterable[tuple[str, str]], *, parallel: int = 6, run: Callable[[str, str], Cell] = run_cell
 ) -> Iterator[Cell]:
     """Run cells, several at once; each as it is done."""
     with ThreadPoolExecutor(parallel) as pool:
