@@ -89,7 +89,7 @@ class Writer(nn.Module):
 
 
 def train(
-    model: Writer, text: Text, *, steps: int, batch_size: int = 16, on_step: Callable[[int, float], None]
+    model: Writer, text: Text, *, steps: int, batch_size: int, on_step: Callable[[int, float], None]
 ) -> list[float]:
     """The loss of each step; the experts learn on their servers during ``backward()``."""
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=3e-3), list[float]()
@@ -122,13 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("initial_peers", nargs="+", metavar="PEER", help="addresses that `bootstrap` printed")
     parser.add_argument("--steps", type=int, default=300, help="training steps (default: 300)")
+    parser.add_argument("--batch-size", type=int, default=16, help="texts in a step (default: 16)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the loss curve (PNG, SVG, PDF)")
     arguments = parser.parse_args()
     text = Text()
     with DHT(arguments.initial_peers, start=True, client_mode=True) as dht:
         model = Writer(dht, len(text.letters))
         losses = train(
-            model, text, steps=arguments.steps,
+            model, text, steps=arguments.steps, batch_size=arguments.batch_size,
             on_step=lambda step, loss: step % 10 == 1 and print(f"step {step}: loss {loss:.3f}", flush=True),
         )  # fmt: skip
         with torch.no_grad():

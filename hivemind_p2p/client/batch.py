@@ -25,11 +25,13 @@ class Patience:
         k_min: answers that each sample should have.
         timeout: seconds for all of it; None: the RPC's own timeout.
         timeout_after_k_min: seconds more, once every sample has ``k_min``; None: until all are done.
+        stuck_after: seconds after which samples without ``k_min`` are better off with other experts: then all ends.
     """
 
     k_min: int
     timeout: float | None = None
     timeout_after_k_min: float | None = None
+    stuck_after: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,21 @@ async def call_experts(ask: Ask, calls: Sequence[Call], patience: Patience, answ
         end.seconds = trio.current_time() - began
         quorum.ended(number, answered=end.error is None)
         shorten()
+        if all(each.seconds is not None for each in ends):
+            nursery.cancel_scope.cancel()
+
+    async def give_up_on_those_that_are_stuck() -> None:
+        await trio.sleep(patience.stuck_after)
+        if not quorum.settled:
+            scope.cancel()
 
     with trio.move_on_after(math.inf if patience.timeout is None else patience.timeout) as scope:
         shorten()
         async with trio.open_nursery() as nursery:
             for number in range(len(calls)):
                 nursery.start_soon(make, number)
+            if patience.stuck_after < math.inf and calls:
+                nursery.start_soon(give_up_on_those_that_are_stuck)
     seconds = trio.current_time() - began
     return [end.outcome(call, seconds) for call, end in zip(calls, ends, strict=True)]
 

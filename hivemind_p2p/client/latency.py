@@ -11,6 +11,7 @@ WINDOW: Final = 128
 ENOUGH: Final = 16
 """Calls below which nothing is concluded."""
 MAX_KINDS: Final = 4096
+_FORGETTING: Final = 0.95
 
 
 class Latencies:
@@ -23,6 +24,7 @@ class Latencies:
     def __init__(self, percentile: float = 0.95) -> None:
         self._percentile = percentile
         self._durations: dict[tuple[str, int], deque[float]] = {}
+        self._longest: dict[str, tuple[int, float]] = {}  # calls of any size, and how long they take at most, lately
 
     def add(self, uid: str, nbytes: int, seconds: float) -> None:
         """A call was answered."""
@@ -32,8 +34,12 @@ class Latencies:
             durations = deque(maxlen=WINDOW)
         durations.append(seconds)
         self._durations[kind] = durations  # last used, last forgotten
+        count, longest = self._longest.pop(uid, (0, 0.0))
+        self._longest[uid] = count + 1, max(seconds, _FORGETTING * longest)
         if len(self._durations) > MAX_KINDS:
             del self._durations[next(iter(self._durations))]
+        if len(self._longest) > MAX_KINDS:
+            del self._longest[next(iter(self._longest))]
 
     def late_after(self, uid: str, nbytes: int) -> float:
         """Seconds after which such a call is late; infinite while too little is known."""
@@ -41,6 +47,12 @@ class Latencies:
         if len(durations) < ENOUGH:
             return math.inf
         return sorted(durations)[math.ceil(self._percentile * len(durations)) - 1]
+
+    def stuck_after(self, uid: str) -> float:
+        """Seconds after which a call of an expert, whatever its size, looks as if it would never end: ten times what
+        the longest have taken, and a second at least; infinite while too little is known."""
+        count, longest = self._longest.get(uid, (0, 0.0))
+        return max(1.0, 10 * longest) if count >= ENOUGH else math.inf
 
     def __repr__(self) -> str:
         return f"<Latencies of {len(self._durations)} kinds of calls>"

@@ -7,6 +7,7 @@ of one expert are one slice: at most one call per expert and direction, and its 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,10 @@ class MixtureExchange:
             calls, coordinates = self._calls(choice, rows, inputs, answered)
             if not calls:
                 break
-            patience = Patience(options.k_min, timeout, options.timeout_after_k_min)
+            stuck_after = math.inf
+            if attempt + 1 < ATTEMPTS:
+                stuck_after = max(self._grid.contacts.latencies.stuck_after(call.expert.uid) for call in calls)
+            patience = Patience(options.k_min, timeout, options.timeout_after_k_min, stuck_after)
             outcomes = self._call("forward", calls, patience, answers)
             reports += [outcome.report for outcome in outcomes]
             for call, place, outcome in zip(calls, coordinates, outcomes, strict=True):

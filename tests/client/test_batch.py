@@ -93,6 +93,20 @@ async def test_with_k_min_0_the_straggler_time_counts_from_the_start(autojump_cl
     assert (done.outcomes, done.took) == (["late"], 2)
 
 
+async def test_samples_whose_experts_are_stuck_do_not_wait_for_all_of_the_timeout(autojump_clock, run) -> None:
+    stuck = ([2, 3], FOREVER, False)
+    done = await run([([0, 1], 1, False), stuck], Patience(1, timeout=60, stuck_after=5))
+    assert (done.outcomes, done.took) == (["answered", "late"], 5)
+
+
+async def test_who_has_an_answer_waits_for_the_others_as_long_as_it_may(autojump_clock, run) -> None:
+    calls = [([0, 1, 2, 3], 1, False), ([2, 3], 9, False)]
+    done = await run(calls, Patience(1, timeout=60, stuck_after=5))
+    assert (done.outcomes, done.took) == (["answered", "answered"], 9)
+    done = await run(calls, Patience(1, timeout=60, stuck_after=50))
+    assert (done.outcomes, done.took) == (["answered", "answered"], 9), "nothing is waited for when all have ended"
+
+
 async def test_cancelling_it_cancels_every_call(autojump_clock, run) -> None:
     with trio.move_on_after(1) as scope:
         await run([([0], FOREVER, False), ([1], FOREVER, False)], Patience(1))

@@ -128,6 +128,17 @@ def test_late_is_what_lasts_longer_than_nearly_all_of_its_kind() -> None:
     assert repr(latencies) == "<Latencies of 4096 kinds of calls>"
 
 
+def test_stuck_is_what_lasts_ten_times_as_long_as_the_longest() -> None:
+    latencies = Latencies()
+    for number in range(ENOUGH):
+        assert latencies.stuck_after("ffn.0") == math.inf
+        latencies.add("ffn.0", 2**number, 0.5)
+    assert latencies.stuck_after("ffn.0") == 5
+    for _ in range(200):
+        latencies.add("ffn.0", 1000, 0.01)
+    assert latencies.stuck_after("ffn.0") == 1, "never sooner; what was long ago is forgotten"
+
+
 def test_hedges_are_few() -> None:
     budget = HedgeBudget()
     for _ in range(100):
