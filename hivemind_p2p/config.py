@@ -334,6 +334,10 @@ class HostingSettings:
     """Backward batches whose gradients are added up for one step of the optimizer."""
     delayed_step: bool = False
     """Answer a backward batch before its step is made: sooner, but the step may still be under way then."""
+    autocast: bool = False
+    """Compute in bfloat16 what torch considers safe; weights, gradients and what travels keep their dtypes."""
+    compile: bool = False
+    """Compute with ``torch.compile``, which needs a C++ compiler and a minute when it first computes."""
     detect_anomalies: bool = True
     """Refuse inputs, outputs and gradients with NaN or infinity."""
     compression: str = "NONE"

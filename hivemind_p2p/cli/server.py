@@ -62,6 +62,7 @@ def server(
     clip_grad_norm: Annotated[
         float | None, _option("Largest norm of an expert's gradient.", default="no limit")
     ] = None,
+    autocast: Annotated[bool | None, _option("Compute in bfloat16 what torch considers safe.", default="no")] = None,
     compression: Annotated[
         str | None, _option("How tensors travel: NONE, FLOAT16, UNIFORM_8BIT, ...", default=_DEFAULTS.compression)
     ] = None,
@@ -112,6 +113,7 @@ def server(
             "hosting.optimizer": optimizer,
             "hosting.lr": lr,
             "hosting.clip_grad_norm": clip_grad_norm,
+            "hosting.autocast": autocast,
             "hosting.compression": compression,
             "hosting.checkpoint_dir": checkpoint_dir,
             "hosting.checkpoint_period": checkpoint_period,

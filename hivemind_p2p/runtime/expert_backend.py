@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,8 +38,8 @@ class ExpertBackend:
     Args:
         name: the uid of the expert.
         module: what computes. Forward requests run under ``torch.inference_mode``.
-        args_schema: descriptors of the positional inputs, possibly nested.
-        kwargs_schema: descriptors of the keyword inputs.
+        args_schema: descriptors of the positional inputs, possibly nested; or samples, tensors like them.
+        kwargs_schema: of the keyword inputs.
         outputs_schema: descriptors of the outputs, possibly nested. Default: what the module gives for zeros; its
             buffers are then as they were.
         optimizer: makes one step per batch of backward requests. Without one, the module stays as it is and gradients
@@ -48,6 +49,10 @@ class ExpertBackend:
         gradient_accumulation_steps: backward batches whose gradients are added up for one step.
         delayed_step: answer a backward batch first, and make its step then, before anything else is computed.
         undo_exploded_steps: see :class:`~hivemind_p2p.runtime.training.Training`.
+        autocast: compute in bfloat16 what torch considers safe (``torch.autocast``); weights, gradients and what
+            travels keep their dtypes.
+        compile: compute with ``torch.compile``: True, or its arguments, such as ``{"backend": "eager"}``. It is
+            compiled when it first computes, which may take a minute.
         detect_anomalies: refuse inputs, outputs and gradients with NaN or infinity. Say False if they have a meaning,
             as in masks that are added.
         min_batch_size: rows that a batch waits for; see ``batch_wait_timeout_s``.
@@ -70,7 +75,7 @@ class ExpertBackend:
         module: nn.Module,
         *,
         args_schema: Sequence[Any] = (),
-        kwargs_schema: Mapping[str, BatchTensorDescriptor] | None = None,
+        kwargs_schema: Mapping[str, Any] | None = None,
         outputs_schema: Any = None,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
@@ -78,6 +83,8 @@ class ExpertBackend:
         gradient_accumulation_steps: int = 1,
         delayed_step: bool = False,
         undo_exploded_steps: bool = True,
+        autocast: bool = False,
+        compile: bool | Mapping[str, Any] = False,  # noqa: A002  # torch's word
         detect_anomalies: bool = True,
         min_batch_size: int = 1,
         max_batch_size: int = 4096,
@@ -99,8 +106,13 @@ class ExpertBackend:
             undo_exploded=undo_exploded_steps,
         )
         self.max_batch_size, self.detect_anomalies = max_batch_size, detect_anomalies
+        self.autocast, self._compute = autocast, module.__call__
+        if compile:
+            options = {"dynamic": True} | (dict(compile) if isinstance(compile, Mapping) else {})
+            self._compute = torch.compile(module, **options)
 
-        self.args_schema, self.kwargs_schema = tuple(args_schema), dict(kwargs_schema or {})
+        self.args_schema = tuple(nested_map(_described, args_schema))
+        self.kwargs_schema = {key: nested_map(_described, each) for key, each in (kwargs_schema or {}).items()}
         self.forward_schema = (self.args_schema, self.kwargs_schema)
         self.outputs_schema = self._ask_module() if outputs_schema is None else outputs_schema
         self._inputs = _schema(self.forward_schema, _input_names(self.args_schema, self.kwargs_schema))
@@ -285,7 +297,9 @@ class ExpertBackend:
 
     def _call(self, inputs: Tensors) -> Tensors:
         args, kwargs = nested_pack(inputs, self.forward_schema)
-        outputs = tuple(nested_flatten(self.module(*args, **kwargs)))
+        device_type = (self.device or torch.device("cpu")).type
+        with torch.autocast(device_type, torch.bfloat16) if self.autocast else contextlib.nullcontext():
+            outputs = tuple(nested_flatten(self._compute(*args, **kwargs)))
         rows = len(inputs[0])
         if len(outputs) != len(self._outputs):
             raise ExpertFailed(f"expert {self.name} gave {len(outputs)} outputs, but promises {len(self._outputs)}")
@@ -293,6 +307,8 @@ class ExpertBackend:
             if not isinstance(output, torch.Tensor) or output.dim() == 0 or len(output) != rows:
                 got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
                 raise ExpertFailed(f"{name} of expert {self.name} should have {rows} rows, as the inputs have: {got}")
+        if self.autocast:
+            outputs = tuple(o.to(like.dtype) for o, like in zip(outputs, self._outputs.descriptors, strict=True))
         return outputs
 
     def _check_finite(self, tensors: Tensors, names: Sequence[str]) -> None:
@@ -333,6 +349,14 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return (None, *ctx.grads)
+
+
+def _described(like: BatchTensorDescriptor | torch.Tensor) -> BatchTensorDescriptor:
+    if isinstance(like, BatchTensorDescriptor):
+        return like
+    if not isinstance(like, torch.Tensor) or like.dim() == 0:
+        raise ConfigError(f"a schema is made of descriptors, or of tensors with a batch, not of {type(like).__name__}")
+    return BatchTensorDescriptor(*like.shape[1:], dtype=like.dtype)
 
 
 def _schema(structure: Any, names: Sequence[str]) -> Schema:

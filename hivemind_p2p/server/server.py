@@ -143,6 +143,8 @@ class Server:
         gradient_accumulation_steps: int = 1,
         delayed_step: bool = False,
         detect_anomalies: bool = True,
+        autocast: bool = False,
+        compile: bool | Mapping[str, Any] = False,  # noqa: A002  # torch's word
         min_batch_size: int = 1,
         max_batch_size: int = 4096,
         batch_wait_timeout_s: float = HostingSettings.batch_wait_timeout_s,
@@ -174,7 +176,7 @@ class Server:
             optim_cls: instead of them: makes an optimizer of parameters, as hivemind has it. None: no learning.
             scheduler: ``none``, or ``linear`` with ``num_warmup_steps`` and ``num_training_steps``.
             clip_grad_norm: the largest norm of an expert's gradient; a larger one is scaled down.
-            gradient_accumulation_steps, delayed_step, detect_anomalies: see
+            gradient_accumulation_steps, delayed_step, detect_anomalies, autocast, compile: see
                 :class:`~hivemind_p2p.runtime.ExpertBackend`.
             min_batch_size: rows that a batch waits for.
             max_batch_size: rows that a batch never exceeds; a larger request runs in pieces.
@@ -230,6 +232,8 @@ class Server:
             gradient_accumulation_steps=gradient_accumulation_steps,
             delayed_step=delayed_step,
             detect_anomalies=detect_anomalies,
+            autocast=autocast,
+            compile=compile,
             min_batch_size=min_batch_size,
             max_batch_size=max_batch_size,
             batch_wait_timeout_s=batch_wait_timeout_s,
