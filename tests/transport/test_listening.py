@@ -155,6 +155,27 @@ async def test_streams_of_one_peer_are_bounded():
         assert await roundtrip(client, server) == b"ping"
 
 
+async def test_handlers_that_outlive_their_streams_are_bounded(caplog):
+    stop = trio.Event()
+
+    async def outlive(stream: Stream) -> None:
+        await stream.send_all(await stream.read_exactly(1))
+        await stop.wait()
+
+    async with two_hosts(TransportSettings(max_streams_in=3)) as (server, client):
+        await client.connect(server.visible_maddrs[0])
+        await client.connections()[0].identified.wait()
+        server.set_stream_handler(ECHO, outlive)
+        for _ in range(6):
+            await (await in_use(client, server)).reset()
+        for _ in range(2):
+            with pytest.raises(StreamReset):
+                await in_use(client, server)
+        assert caplog.text.count("faster than their 6 handlers end") == 1
+        stop.set()
+        server.set_stream_handler(ECHO, echo)
+
+
 async def test_opening_more_streams_than_we_may_hold_waits_for_one_to_close(caplog):
     async with two_hosts(TransportSettings(max_streams_out=2)) as (server, client):
         await client.connect(server.visible_maddrs[0])
