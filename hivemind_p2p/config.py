@@ -205,7 +205,7 @@ class DHTSettings:
     """The distributed hash table. Times are in seconds; symbols in parentheses are the Kademlia paper's."""
 
     bucket_size: int = 20
-    """Contacts per bucket, and how many nearest nodes a lookup hears before it ends (k)."""
+    """Contacts per bucket, and how many of the nearest nodes a lookup of nodes hears before it ends (k)."""
     depth_modulo: int = 5
     """A full bucket that does not hold our own id splits until its depth is a multiple of this (b)."""
     alpha: int = 4
@@ -267,6 +267,11 @@ class DHTSettings:
     """The most keys that one request of others may hold, and that one of our store requests holds."""
     max_addresses: int = 6
     """The most addresses told or taken beside one peer id."""
+
+    @property
+    def search_width(self) -> int:
+        """How many of the nearest nodes a get or a store hears before it ends: enough that ``num_replicas`` live."""
+        return min(self.bucket_size, max(8, 2 * self.num_replicas))
 
     def __post_init__(self) -> None:
         may_be_zero = {"blacklist_time", "cache_nearest", "cache_refresh_before_expiry"}

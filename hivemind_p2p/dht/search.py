@@ -138,7 +138,8 @@ class Searches:
         def on_finished(key: DHTID) -> None:
             self._finish(searches[key], crawl)
 
-        crawl = Crawl(self._protocol, searches, on_answer=on_answer, on_finished=on_finished)
+        width = self._protocol.settings.search_width
+        crawl = Crawl(self._protocol, searches, on_answer=on_answer, on_finished=on_finished, width=width)
         for key, search in searches.items():
             self._under_way.setdefault(key, []).append((search, crawl))
         self._nursery.start_soon(self._run, searches, crawl)

@@ -54,7 +54,7 @@ class Upkeep:
 
     def __init__(self, protocol: DHTProtocol, random: random.Random) -> None:
         self._protocol, self._random = protocol, random
-        self._neighbours = min(2 * protocol.settings.num_replicas, protocol.settings.bucket_size)
+        self._neighbours = protocol.settings.search_width
         self._met: deque[PeerContact] = deque(maxlen=_MET)
         self._someone_met = trio.Event()
         self._next_tour = -math.inf

@@ -128,6 +128,7 @@ def with_peer(maddr: Multiaddr, peer_id: PeerID) -> Multiaddr:
     return bare.encapsulate(Multiaddr(f"/p2p/{peer_id.base58}"))
 
 
+@lru_cache(_CACHED)  # every message of the DHT says where its sender is
 def maddr_of(host: str, port: int) -> Multiaddr:
     """The TCP address of an IP address and a port; IPv4 inside IPv6 (``::ffff:...``) becomes IPv4."""
     address = ipaddress.ip_address(host.partition("%")[0])

@@ -162,7 +162,7 @@ class TCPListener(IListener):
         if self._listener is None:
             return ()
         host, port = self._listener.socket.getsockname()[:2]
-        return (Multiaddr(f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"),)
+        return (maddr_of(host, port),)
 
     async def close(self) -> None:
         self._scope.cancel()
