@@ -134,7 +134,7 @@ def main() -> None:
         )  # fmt: skip
         with torch.no_grad():
             print(f"loss on text never seen: {model.loss(*text.batch(text.test, 32)).item():.3f}")
-        print(model.write(text, "The ", 80))
+        print(model.write(text, "The ", 40))
         print(model.blocks[0].experts.last_report)
     if arguments.plot is not None:
         plot(losses, arguments.plot)

@@ -48,10 +48,10 @@ def test_characters_are_learned_and_the_loss_is_drawn(start_node, tmp_path) -> N
     for line in servers:
         start_node(*[peer if word == "PEER" else word for word in line], *LOOPBACK)
     plot = tmp_path / "loss.png"
-    said = run("examples/train_chars.py", peer, "--steps", "31", "--batch-size", "6", "--plot", str(plot))
+    said = run("examples/train_chars.py", peer, "--steps", "21", "--batch-size", "6", "--plot", str(plot))
     losses = [float(loss) for loss in re.findall(r"step [0-9]+: loss ([0-9.]+)", said)]
-    assert len(losses) == 4
-    assert losses[-1] < min(3.6, losses[0] - 0.8), "guessing gives 4.6"
+    assert len(losses) == 3
+    assert losses[-1] < min(3.9, losses[0] - 0.5), "guessing gives 4.6"
     assert re.search(r"loss on text never seen: [23]\.", said)
     assert "\nThe " in said
     assert plot.read_bytes().startswith(b"\x89PNG")

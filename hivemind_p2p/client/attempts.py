@@ -254,5 +254,5 @@ def _all_finite(tensors: Sequence[torch.Tensor]) -> bool:
 
 def _pause(error: Overloaded, attempts: int) -> float:
     """Seconds to wait: what the peer asks for, or longer with each attempt; not all callers at once."""
-    asked = getattr(error, "retry_after", None) or FIRST_PAUSE * 2 ** (attempts - 1)
-    return float(asked) * random.uniform(0.75, 1.5)
+    asked = error.retry_after or FIRST_PAUSE * 2 ** (attempts - 1)
+    return asked * random.uniform(0.75, 1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
@@ -100,7 +101,9 @@ async def call_expert(
         answer_bytes = sum(tensor.nbytes for tensor in tensors[: len(expected)])
     wishes = [kinds.inputs if place < len(schema.inputs) else kinds.grads for place in range(len(sent))]
     compressions = [_compression(*each) for each in zip(tensors, sent, wishes, strict=True)]
-    metadata = b"" if kinds.wish is None else pack_wish(kinds.wish, Urgency(timeout))
+    left = trio.current_effective_deadline() - trio.current_time()
+    urgency = Urgency(left if left < math.inf else timeout)
+    metadata = b"" if kinds.wish is None else pack_wish(kinds.wish, urgency)
     call = _Call(rpc, expert, direction, tensors, compressions, metadata, meter, len(expected), answer_bytes, timeout)
     answer = await (call.unary() if call.largest <= MAX_UNARY_BYTES else call.stream())
     check_answer(answer, expected, rows)

@@ -12,6 +12,7 @@ from hivemind_p2p.client.contacts import contacts_of
 from hivemind_p2p.compression import CODECS, CompressionType, OwnCompression
 from hivemind_p2p.errors import ConfigError
 from hivemind_p2p.runtime import BatchTensorDescriptor
+from hivemind_p2p.wire.expert_metadata import read_urgency
 from tests.client.peers import backend
 from tests.client.test_moe import grid_of, local_mixture, modules_of
 
@@ -22,12 +23,13 @@ class Sent:
     """What one peer's server was sent, and answered: the compression of each tensor, by direction."""
 
     def __init__(self, peer) -> None:
-        self.there, self.back = {}, {}
+        self.there, self.back, self.timeouts = {}, {}, []
         handler = peer._server._handler
         answer, stream = handler._answer, handler._answer_stream
 
         async def unary(request, direction, context):
             self.there[direction] = [tensor.compression for tensor in request.tensors]
+            self.timeouts.append(read_urgency(request.metadata).timeout)
             response = await answer(request, direction, context)
             self.back[direction] = [tensor.compression for tensor in response.tensors]
             return response
@@ -61,6 +63,15 @@ def test_each_role_travels_as_chosen(serve, join, rows) -> None:
     y.sum().backward()
     assert sent.there == {"forward": [INT8], "backward": [INT8, CompressionType.FLOAT16]}
     assert sent.back == {"forward": [INT8], "backward": [CompressionType.UNIFORM_8BIT]}
+
+
+def test_the_server_is_told_how_long_the_answer_is_waited_for(serve, join) -> None:
+    peer = serve([backend("ffn.0", nn.Linear(4, 4), 4)])
+    sent = Sent(peer)
+    [expert] = get_experts(join(peer), ["ffn.0"], compression="auto")
+    expert._timeouts["forward"] = 30
+    expert(torch.zeros(1, 4))
+    assert 0 < sent.timeouts[0] <= 30
 
 
 def test_one_choice_is_for_all_and_integers_travel_as_they_are(serve, join) -> None:

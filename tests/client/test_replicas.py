@@ -10,6 +10,7 @@ import trio
 from torch import nn
 
 from hivemind_p2p import RemoteMixtureOfExperts, get_experts
+from hivemind_p2p.client.attempts import _pause
 from hivemind_p2p.client.beam_search import ExpertInfo
 from hivemind_p2p.client.contacts import client_stats, contacts_of
 from hivemind_p2p.client.latency import ENOUGH, HedgeBudget
@@ -226,6 +227,7 @@ def test_one_without_room_is_asked_again_after_a_pause(serve, join) -> None:
     assert peer.count("forward") == peer.count("backward") == {"ffn.0": 2}
     assert peer.backends["ffn.0"].update_count == 1
     assert client_stats(dht).retries == 2
+    assert _pause(Overloaded("full", retry_after=2.0), 1) >= 1.5, "as the server asks"
     peer.before = _full
     with pytest.raises(Overloaded):
         expert(torch.zeros(1, 4))
