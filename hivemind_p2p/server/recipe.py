@@ -12,19 +12,19 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from hivemind_p2p.errors import ConfigError
 from hivemind_p2p.runtime import BatchTensorDescriptor, ExpertBackend
 from hivemind_p2p.server.expert_classes import find_expert_class
-from hivemind_p2p.server.optimizers import SGD, Adam
+from hivemind_p2p.server.optimizers import SGD, fused_adam
 from hivemind_p2p.wire.compression_type import CompressionType
 from hivemind_p2p.wire.nested import nested_map
 
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], LRScheduler]
 _SAMPLE_ROWS: Final = 3
-_OPTIMIZERS: Final[dict[str, tuple[type[torch.optim.Optimizer], float] | None]] = {
-    "adam": (Adam, 1e-3),
+_OPTIMIZERS: Final[dict[str, tuple[Callable[..., torch.optim.Optimizer], float] | None]] = {
+    "adam": (fused_adam, 1e-3),
     "sgd": (SGD, 1e-2),
     "none": None,
 }
-"""Class and default learning rate."""
+"""What makes it, and its default learning rate."""
 
 
 class ExpertRecipe:
@@ -92,8 +92,8 @@ def optimizer_maker(name: str, lr: float | None) -> MakeOptimizer | None:
     kind = _OPTIMIZERS[name]
     if kind is None:
         return None
-    optimizer_class, default = kind
-    return partial(optimizer_class, lr=default if lr is None else lr)  # type: ignore[call-arg]
+    make, default = kind
+    return partial(make, lr=default if lr is None else lr)
 
 
 def scheduler_maker(name: str, warmup_steps: int | None, training_steps: int | None) -> MakeScheduler | None:

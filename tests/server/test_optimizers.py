@@ -37,6 +37,26 @@ def test_they_learn_as_torchs_own_do(name, options):
         assert torch.equal(torch.as_tensor(again.state_dict()["state"][0][key]), torch.as_tensor(value))
 
 
+def test_the_fused_adam_learns_nearly_as_torchs_own_does():
+    module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    theirs, x = copy.deepcopy(module), torch.randn(3, 4)
+    fused, original = optimizers.fused_adam(module.parameters(), 0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
+    assert fused.param_groups[0]["fused"] is True
+    for _ in range(5):
+        for each, optimizer in ((module, fused), (theirs, original)):
+            optimizer.zero_grad()
+            each(x).square().sum().backward()
+            optimizer.step()
+    for ours, other in zip(module.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)
+    empty, waves = (nn.Parameter(torch.zeros(0)), nn.Parameter(torch.ones(2, dtype=torch.complex64)))
+    for weight in (empty, waves):
+        optimizer = optimizers.fused_adam([weight], 0.01)
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert abs(waves[0] - 1) > 0.005
+
+
 def test_an_expert_that_learns_does_not_load_torchs_compiler():
     program = """
 import sys, torch
