@@ -10,12 +10,13 @@ import trio
 from torch import nn
 
 from hivemind_p2p import RemoteMixtureOfExperts, get_experts
+from hivemind_p2p.client import attempts
 from hivemind_p2p.client.attempts import _pause
 from hivemind_p2p.client.beam_search import ExpertInfo
 from hivemind_p2p.client.contacts import client_stats, contacts_of
 from hivemind_p2p.client.latency import ENOUGH, HedgeBudget
 from hivemind_p2p.client.replicas import BELIEVED_FOR, Balance, Replica, Replicas, replicas_from
-from hivemind_p2p.errors import DeadlineExceeded, DialError, Overloaded, ProtocolViolation, RemoteError
+from hivemind_p2p.errors import DeadlineExceeded, DialError, Overloaded, ProtocolViolation, RemoteError, StreamReset
 from hivemind_p2p.kademlia import ValueWithExpiration
 from hivemind_p2p.sync import portal
 from hivemind_p2p.wire.peer_id import PeerID
@@ -263,3 +264,22 @@ def test_a_backward_that_failed_after_it_was_sent_is_not_sent_again(serve, join)
             y.sum().backward()
         assert peer.count("backward") == {"ffn.0": 1}
         peer.before = None
+
+
+def test_a_broken_stream_is_worth_another_forward_and_no_other_backward(serve, join, monkeypatch) -> None:
+    """Who knows how far the peer came before it broke."""
+    peer = serve([backend("ffn.0", nn.Linear(4, 4), 4, lr=0.1)])
+    [expert] = get_experts(join(peer), ["ffn.0"])
+    answer, asked = attempts.call_expert, list[str]()
+
+    async def break_first(rpc, at, direction, *others):
+        asked.append(direction)
+        if asked.count(direction) == 1:
+            raise StreamReset("broken")
+        return await answer(rpc, at, direction, *others)
+
+    monkeypatch.setattr(attempts, "call_expert", break_first)
+    y = expert(torch.randn(1, 4, requires_grad=True))
+    with pytest.raises(StreamReset):
+        y.sum().backward()
+    assert asked == ["forward", "forward", "backward"]
