@@ -111,6 +111,8 @@ class NATSettings:
     """Rounds before a relayed connection is left as it is for a while."""
     punch_again: float = 5.0
     """How long after rounds that failed they are tried again; doubles each time, up to an hour."""
+    punches_per_minute: int = 120
+    """Hole punches that we take part in because peers ask for them; more are refused. A tenth of it for one of them."""
     max_punches: int = 32
     """Hole punches under way at once; others wait, or are refused when peers ask for them."""
     port_mapping: bool = True

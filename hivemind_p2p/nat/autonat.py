@@ -11,7 +11,6 @@ could be made to knock at doors of others.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +20,7 @@ from multiaddr import Multiaddr
 from hivemind_p2p.config import NATSettings
 from hivemind_p2p.errors import TransportError
 from hivemind_p2p.nat import messages
+from hivemind_p2p.nat.per_minute import PerMinute
 from hivemind_p2p.nat.reachability import Reachability
 from hivemind_p2p.transport.addresses import Endpoint, endpoint_of, maddr_of, why_undialable
 from hivemind_p2p.transport.api import Stream
@@ -55,7 +55,7 @@ class AutoNAT:
         self._settings = settings
         self._changed = changed
         self._asked: dict[PeerID, float] = {}
-        self._served: deque[tuple[float, PeerID]] = deque()
+        self._limit = PerMinute(settings.autonat_per_minute)
 
     def start(self) -> None:
         """Dial back those who ask."""
@@ -148,7 +148,7 @@ class AutoNAT:
         targets = [maddr for maddr in offered if why_undialable(maddr) is None and _same_ip(maddr, seen)][:_MOST_DIALS]
         if not targets:
             return _response(Message.E_DIAL_REFUSED, "none of these addresses is of the IP that you come from")
-        if not self._may_serve(stream.peer_id, trio.current_time()):
+        if not self._limit.admits(stream.peer_id, trio.current_time()):
             return _response(Message.E_DIAL_REFUSED, "too many requests; ask later")
         reached = await self._first_reached(stream.peer_id, targets)
         if reached is None:
@@ -172,16 +172,6 @@ class AutoNAT:
                 for maddr in targets:
                     nursery.start_soon(attempt, maddr)
         return found[0] if found else None
-
-    def _may_serve(self, peer_id: PeerID, now: float) -> bool:
-        while self._served and now - self._served[0][0] > 60:
-            self._served.popleft()
-        most = self._settings.autonat_per_minute
-        of_this_peer = sum(peer == peer_id for _, peer in self._served)
-        if len(self._served) >= most or of_this_peer >= max(1, most // 10):
-            return False
-        self._served.append((now, peer_id))
-        return True
 
     def __repr__(self) -> str:
         return f"<AutoNAT, {self.reachability!r}>"

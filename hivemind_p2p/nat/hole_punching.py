@@ -34,6 +34,7 @@ from multiaddr import Multiaddr
 from hivemind_p2p.config import NATSettings
 from hivemind_p2p.errors import ProtocolNotSupported, StreamError, StreamReset, TransportError
 from hivemind_p2p.nat import messages, punch_targets
+from hivemind_p2p.nat.per_minute import PerMinute
 from hivemind_p2p.transport.addresses import is_public
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire.dcutr_pb2 import HolePunch
@@ -84,6 +85,7 @@ class HolePuncher:
         self._room = trio.CapacityLimiter(settings.max_punches)
         self._leading: dict[PeerID, _Session] = {}
         self._following: dict[PeerID, _Session] = {}
+        self._limit = PerMinute(settings.punches_per_minute)
         self._punched: OrderedDict[PeerID, float] = OrderedDict()
         self.succeeded = 0
         self.failed = 0
@@ -189,6 +191,8 @@ class HolePuncher:
         peer_id = stream.peer_id
         if stream.connection is None or stream.connection.relay is None:
             raise StreamReset("hole punching was asked for on a direct connection")
+        if not self._limit.admits(peer_id, trio.current_time()):
+            raise StreamReset(f"{peer_id} asks for too many hole punches")
         leading = self._leading.get(peer_id)
         if leading is not None:
             if self._host.peer_id < peer_id:

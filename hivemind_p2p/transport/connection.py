@@ -65,6 +65,7 @@ class MuxedConnection(KeptConnection):
         self.ended = trio.Event()
         """Set when the connection is gone."""
         self._muxer = muxer
+        muxer.relayed = relay is not None
         self._settings = settings
         self._serving = 0
         self._warned = False

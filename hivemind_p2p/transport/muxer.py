@@ -22,6 +22,8 @@ class Muxer(abc.ABC):
 
     peer_id: PeerID
     """Who is at the other end, as the handshake proved."""
+    relayed: bool = False
+    """Whether a relay carries it. Failures say so."""
     initiator: bool
     """Whether we were the client of the handshake. Of two who dialled each other at one moment, only one was."""
 

@@ -40,6 +40,8 @@ from hivemind_p2p.transport.tcp import TCPTransport
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
+_MOST_DIALS: Final = 16
+"""Addresses of one peer that are dialled, whatever it names in round after round."""
 _LINGER: Final = 2.0
 """Seconds that dials outlast their round."""
 _PAUSE: Final = (0.02, 0.05)
@@ -89,9 +91,9 @@ class Punch:
         self.users += 1
 
     def dial(self, maddrs: Iterable[Multiaddr]) -> None:
-        """Start to dial those addresses that are not being dialled yet."""
+        """Start to dial those addresses that are not being dialled yet, as far as there is room."""
         for maddr in maddrs:
-            if maddr not in self._dials:
+            if maddr not in self._dials and len(self._dials) < _MOST_DIALS:
                 self._dials.add(maddr)
                 self._puncher.start(self, maddr)
 

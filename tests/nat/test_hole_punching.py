@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import trio
+import trio.testing
+from multiaddr import Multiaddr
 
 from hivemind_p2p.config import NATSettings
 from hivemind_p2p.errors import StreamError
@@ -12,7 +16,11 @@ from hivemind_p2p.nat.hole_punching import DCUTR
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.transport.connection import MuxedConnection
 from hivemind_p2p.transport.identity import Identity
+from hivemind_p2p.transport.memory import MemoryTransport, MemoryWire
+from hivemind_p2p.transport.punch import Puncher
+from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.wire.dcutr_pb2 import HolePunch
+from hivemind_p2p.wire.peer_id import PeerID
 from tests.nat.memory import Peer, Swarm, call, swarm
 
 MANY_ROUNDS = NATSettings(punch_rounds=1000)
@@ -109,3 +117,52 @@ async def test_a_leader_that_begins_anew_is_followed_anew(autojump_clock):
         with trio.fail_after(1):
             assert await first.receive_some() == b"", "the first one has ended"
         await second.reset()
+
+
+async def test_a_flood_of_punch_requests_is_refused_and_others_are_served(autojump_clock):
+    async with swarm() as net:
+        leader, other = await relayed_pair(net, NATSettings(hole_punching=False, punches_per_minute=50))
+        other.nat.puncher.start()
+        answered = 0
+        for _ in range(100):
+            with suppress(StreamError):
+                stream, _answer = await ask(leader, other)
+                answered += 1
+                await stream.reset()
+        assert answered == 5, "a tenth is for one peer"
+        assert await call(leader, other)
+        await trio.sleep(61)
+        stream, _answer = await ask(leader, other)
+        await stream.reset()
+
+
+async def test_whatever_a_peer_names_so_many_addresses_are_dialled():
+    async with trio.open_nursery() as nursery:
+        dials = Dials()
+        puncher = Puncher(nursery, dials, no_adoption)
+        for start in range(0, 100, 5):
+            with puncher.punching(Identity.generate().peer_id if not start else PEER, is_client=True) as punch:
+                punch.dial(Multiaddr(f"/ip4/44.1.1.{last}/tcp/1") for last in range(start, start + 5))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(dials.maddrs) == 5 + 16
+        assert len(set(dials.maddrs)) == len(dials.maddrs)
+        nursery.cancel_scope.cancel()
+
+
+PEER = Identity.generate().peer_id
+
+
+class Dials(MemoryTransport):
+    """Dials that are never answered."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryWire(), "44.0.0.1")
+        self.maddrs: list[Multiaddr] = []
+
+    async def dial(self, maddr: Multiaddr) -> RawConnection:
+        self.maddrs.append(maddr)
+        await trio.sleep_forever()
+
+
+async def no_adoption(raw: RawConnection, peer_id: PeerID, *, as_client: bool) -> MuxedConnection:
+    raise AssertionError("nobody answers")

@@ -13,6 +13,7 @@ from hivemind_p2p.nat.relay_service import HOP, STOP
 from hivemind_p2p.transport.api import CircuitLimit, Stream
 from hivemind_p2p.wire import circuit_pb2 as pb
 from tests.nat.memory import Peer, Swarm, call, swarm
+from tests.transport.hosts import ECHO
 
 NO_PUNCHING = NATSettings(hole_punching=False)
 
@@ -234,3 +235,58 @@ async def test_half_open_circuits_end_in_time(autojump_clock):
         assert trio.current_time() - began < 30
         await trio.sleep(30)
         assert relay.nat.service.book.circuits == 0
+
+
+async def test_a_relay_that_dies_under_traffic_costs_the_calls_under_way_one_error_that_says_so(autojump_clock):
+    async with swarm() as net:
+        relays = [await net.start(relay=RelaySettings(serve="always")) for _ in range(2)]
+        hidden = await net.start(relays, hidden=True, nat=NO_PUNCHING)
+        other = await net.start(relays, hidden=True, nat=NO_PUNCHING)
+        await other.host.connect(hidden.circuits[0])
+        carrier = (await call(other, hidden)).relay
+        failures: list[StreamError] = []
+
+        async def talk_on() -> None:
+            async with await other.host.open_stream(hidden.peer_id, ECHO) as stream:
+                try:
+                    while True:
+                        await stream.send_all(bytes(1000))
+                        await stream.read_exactly(1000)
+                except StreamError as error:
+                    failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(talk_on)
+            await trio.sleep(5)
+            assert not failures
+            died_at = trio.current_time()
+            await next(relay for relay in relays if relay.peer_id == carrier).turn_off()
+        assert len(failures) == 10
+        assert all("relayed connection to" in str(failure) for failure in failures)
+        with trio.fail_after(10):
+            while True:
+                try:
+                    connection = await call(other, hidden)
+                    break
+                except (StreamError, DialError):
+                    await trio.sleep(0.1)
+        assert connection.relay not in (None, carrier)
+        assert trio.current_time() - died_at < 10
+
+
+async def test_a_flood_of_reservations_is_one_reservation(autojump_clock):
+    async with swarm() as net:
+        relay, hidden, other = await trio_of(net)
+        answers: list[pb.HopMessage] = []
+
+        async def ask() -> None:
+            answers.append(await hop(other, relay, type=pb.HopMessage.RESERVE))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(200):
+                nursery.start_soon(ask)
+        assert len(answers) == 200
+        assert "2 reservations" in repr(relay.nat)
+        await other.host.connect(hidden.circuits[0])
+        assert (await call(other, hidden)).relay == relay.peer_id

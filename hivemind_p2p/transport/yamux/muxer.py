@@ -158,7 +158,8 @@ class YamuxMuxer(Muxer):
     def lost(self) -> ConnectionLost:
         """The error for whoever used the connection when it went away."""
         reason = self._lost or self._write_failure or "it was closed"
-        return ConnectionLost(f"the connection to {self.peer_id} is gone: {reason}; call again to connect anew")
+        way = "relayed" if self.relayed else "direct"
+        return ConnectionLost(f"the {way} connection to {self.peer_id} is gone: {reason}; call again to connect anew")
 
     def check(self) -> None:
         """Raise ConnectionLost if nothing can be sent any more."""
