@@ -142,7 +142,10 @@ class Simulation:
         while len(self.honest) + len(self.bad) < count:
             async with trio.open_nursery() as nursery:
                 for _ in range(min(JOIN_AT_ONCE, count - len(self.honest) - len(self.bad))):
-                    nursery.start_soon(self._join, self.random.sample(self.honest, min(3, len(self.honest))))
+                    nursery.start_soon(self._join, self._three_honest())
+
+    def _three_honest(self) -> list[DHTNode]:
+        return self.random.sample(self.honest, min(3, len(self.honest)))
 
     async def _join(self, through: list[DHTNode]) -> None:
         settings = DHTSettings(cache_locally=False, cache_on_store=False, cache_nearest=0)
@@ -155,8 +158,8 @@ class Simulation:
             try:
                 await node.bootstrap([peer.protocol.network.visible_maddrs[0] for peer in through])
             except BootstrapError:
-                self._kill(node)  # all three have died meanwhile: it tries again as another one
-                await self._join(self.random.sample(self.honest, 3))
+                self._kill(node)  # all three have died, or too much was lost: it tries again as another one
+                await self._join(self._three_honest())
                 return
         self.result.join_seconds.append(trio.current_time() - began)
         (self.bad if is_bad else self.honest).append(node)
@@ -187,7 +190,7 @@ class Simulation:
             nodes = self.random.choice([self.honest] * 9 + [self.bad]) or self.honest
             self._kill(nodes.pop(self.random.randrange(len(nodes))))
             self.result.replaced += 1
-            self._nursery.start_soon(self._join, self.random.sample(self.honest, 3))
+            self._nursery.start_soon(self._join, self._three_honest())
 
     async def _cut(self) -> None:
         await trio.sleep(30 * self.conditions.minutes)
