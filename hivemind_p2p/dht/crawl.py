@@ -23,6 +23,8 @@ class Crawl:
         on_finished: called once for every target, when its search is over.
         wait_for_slow: whether to wait for peers who are late, as far as ``lookup_timeout`` allows.
         width: how many of the nearest nodes have to answer; by default ``bucket_size``.
+        at_once: whether all of them are asked at the same time, since all must be heard anyway: a few requests more in
+            a large swarm, a fraction of the time in any.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Crawl:
         on_finished: Callable[[DHTID], None] = lambda target: None,
         wait_for_slow: bool = True,
         width: int | None = None,
+        at_once: bool = False,
     ) -> None:
         self._protocol, self._on_answer, self._on_finished = protocol, on_answer, on_finished
         settings, now = protocol.settings, protocol.clock()
@@ -48,8 +51,8 @@ class Crawl:
             self._unfinished,
             seeds,
             own=protocol.own,
-            width=settings.bucket_size if width is None else width,
-            alpha=settings.alpha,
+            width=(width := settings.bucket_size if width is None else width),
+            alpha=max(width, settings.alpha) if at_once else settings.alpha,
             max_parallel=settings.parallel_rpc,
             targets_per_request=settings.keys_per_request,
             wait_for_slow=wait_for_slow,

@@ -7,6 +7,7 @@ belong to the node, not to a caller: several callers may wait for one, and it en
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import trio
@@ -139,7 +140,14 @@ class Searches:
             self._finish(searches[key], crawl)
 
         width = self._protocol.settings.search_width
-        crawl = Crawl(self._protocol, searches, on_answer=on_answer, on_finished=on_finished, width=width)
+        crawl = Crawl(
+            self._protocol,
+            searches,
+            on_answer=on_answer,
+            on_finished=on_finished,
+            width=width,
+            at_once=all(math.isinf(search.sufficient) for search in searches.values()),
+        )
         for key, search in searches.items():
             self._under_way.setdefault(key, []).append((search, crawl))
         self._nursery.start_soon(self._run, searches, crawl)

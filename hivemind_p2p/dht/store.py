@@ -49,7 +49,7 @@ async def store_items(
     Returns:
         For each item, in order, whether any node stored it, or why the last one that was asked did not.
     """
-    crawl = Crawl(protocol, items, wait_for_slow=False, width=protocol.settings.search_width)
+    crawl = Crawl(protocol, items, wait_for_slow=False, width=protocol.settings.search_width, at_once=True)
     await crawl.run()
     keys = {}
     for key, its_items in items.items():

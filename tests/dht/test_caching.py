@@ -101,7 +101,7 @@ async def test_callers_who_want_the_same_share_one_lookup(autojump_clock, swarm:
         for _ in range(20):
             nursery.start_soon(read)
     assert [item.value for item in found] == [1] * 20
-    assert swarm.count()["find"] == alone > 0
+    assert 0 < swarm.count()["find"] <= alone
 
 
 async def test_those_who_wait_go_on_when_the_first_gives_up(autojump_clock, swarm: Swarm):

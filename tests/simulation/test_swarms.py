@@ -53,7 +53,7 @@ def check(conditions: Conditions, result: Result, *, success: float = 0.999) -> 
     "conditions",
     [
         pytest.param(Conditions(nodes=60, seed=SEED, churn=0, loss=0, bad=0, operations=60), id="calm"),
-        pytest.param(Conditions(nodes=60, seed=SEED, churn=4, loss=0.1, bad=0, operations=60), id="churn and loss"),
+        pytest.param(Conditions(nodes=60, seed=SEED, churn=2, loss=0.1, bad=0, operations=60), id="churn and loss"),
         pytest.param(Conditions(nodes=60, seed=SEED, churn=0, loss=0, bad=0.3, operations=60), id="bad peers"),
     ],
 )
@@ -82,11 +82,11 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
 
 def test_a_thousand_nodes():
     """Half of them replaced per hour, a tenth silent, slow or lying, 10 % loss, round trips of 20-200 ms."""
-    conditions = Conditions(nodes=1000, seed=SEED, operations=200, minutes=5)
+    conditions = Conditions(nodes=1000, seed=SEED, operations=150, minutes=4)
     result = simulate(conditions)
     check(conditions, result)
     replay = f"replay with: {command(conditions)}"
-    assert result.replaced > 20, replay
+    assert result.replaced > 15, replay
     assert statistics.median(result.get_seconds) < 1.5, replay
     assert percentile(result.get_seconds, 0.99) < 10, replay
     assert result.dead_contacts < 0.2, replay
