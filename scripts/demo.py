@@ -75,7 +75,7 @@ def demo(*, epochs: int, behind_nat: bool, kill_one: bool, kill_relay: bool) -> 
     with ExitStack() as stack:
         started = time.perf_counter()
         places = stack.enter_context(behind_nats() if behind_nat else on_loopback())
-        bootstrap = stack.enter_context(running(places.bootstrap, "bootstrap"))
+        bootstrap = stack.enter_context(running(places.bootstrap, "bootstrap", "--no-mdns"))
         peers = ready(bootstrap)["addresses"]
         console.print(f"bootstrap peer  {places.bootstrap.network}, {peers[0]}", soft_wrap=True)
         servers = []

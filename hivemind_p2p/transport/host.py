@@ -326,15 +326,13 @@ class Host:
         self._listeners.add(listener)
 
     async def _attempt(self, peer_id: PeerID, maddr: Multiaddr) -> MuxedConnection:
-        """Dial one address; aside if the peer announces relays, for then its address is one to be punched through to
-        (see ``punch``, 5)."""
+        """Dial one address; aside if the peer announces relays: then it is to be punched through to (``punch``, 5)."""
         punched = any(circuit_of(known) is not None for known in self._book.addresses(peer_id))
         return await self._establisher.dial(peer_id, maddr, aside=punched)
 
     async def _accept(self, raw: RawConnection) -> None:
         """Secure one accepted connection; runs in the host's nursery."""
-        stopping = self._nursery is None
-        if stopping or self._handshakes >= self.settings.max_handshakes or not self._has_room():
+        if self._nursery is None or self._handshakes >= self.settings.max_handshakes or not self._has_room():
             await raw.close()
             return
         assert self._puncher is not None
@@ -350,11 +348,10 @@ class Host:
     def _register(self, connection: MuxedConnection) -> None:
         """Take a new connection into use. Raises TransportError when there is no room."""
         nursery, dialer = self._running()
+        limit = self.settings.max_connections
         if not self._has_room():
-            raise TransportError(
-                f"all {self.settings.max_connections} connections are in use; raise transport.max_connections"
-            )
-        if len(self._connections) >= self.settings.max_connections and (idle := self._connections.idlest()):
+            raise TransportError(f"all {limit} connections are in use; raise transport.max_connections")
+        if len(self._connections) >= limit and (idle := self._connections.idlest()):
             self._connections.remove(idle)
             nursery.start_soon(idle.aclose)
         for loser in self._connections.add(connection):
@@ -381,8 +378,7 @@ class Host:
             connection.ended.set()
 
     async def _retire(self, connection: MuxedConnection) -> None:
-        """Close a connection that another one replaced, once nobody has used it for a while and unless it is the one
-        in use again."""
+        """Close a connection that another one replaced, once it is idle for a while, unless it is in use again."""
         while not connection.closed:
             await trio.sleep(_RETIRE_AFTER)
             if self._connections.best(connection.peer_id) is connection:
