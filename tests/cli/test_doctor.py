@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
-
-from hivemind_p2p.cli import app as cli
 
 LISTEN = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0"]
 
 
-@pytest.fixture(autouse=True)
-def nodes(monkeypatch, tmp_path_factory) -> None:
-    monkeypatch.setenv("HIVEMIND_P2P_CONTROL__DIRECTORY", str(tmp_path_factory.mktemp("d") / "nodes"))
-
-
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def doctor(capsys) -> Callable[..., Done]:
-    """Run the command, in this process."""
-
-    def run(*arguments: str) -> Done:
-        with pytest.raises(SystemExit) as exit_:
-            cli.main(["doctor", *arguments])
-        return Done(exit_.value.code, *capsys.readouterr())
-
-    return run
+def doctor(command) -> Callable[..., Any]:
+    return partial(command, "doctor")
 
 
 def test_it_asks_the_nodes_that_run_here(start_node, doctor):

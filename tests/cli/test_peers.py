@@ -4,38 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 
-from hivemind_p2p.cli import app as cli
 from hivemind_p2p.cli.peers import duration, size
 
 LISTEN = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0"]
 
 
-@pytest.fixture(autouse=True)
-def nodes(monkeypatch, tmp_path_factory) -> None:
-    monkeypatch.setenv("HIVEMIND_P2P_CONTROL__DIRECTORY", str(tmp_path_factory.mktemp("p") / "nodes"))
-
-
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def peers(capsys) -> Callable[..., Done]:
-    """Run the command, in this process."""
-
-    def run(*arguments: str) -> Done:
-        with pytest.raises(SystemExit) as exit_:
-            cli.main(["peers", *arguments])
-        return Done(exit_.value.code, *capsys.readouterr())
-
-    return run
+def peers(command) -> Callable[..., Any]:
+    return partial(command, "peers")
 
 
 def test_running_nodes_tell_their_connections(start_node, peers):
