@@ -60,6 +60,8 @@ class TransportSettings:
     """Accepted connections that may be in their handshake at once; more are closed."""
     keepalive_interval: float = 20.0
     """A peer that was silent for this long is asked whether it is alive."""
+    keepalive_in_use: float = 5.0
+    """The same, while a stream is open on the connection: somebody may wait for a peer that is gone."""
     keepalive_timeout: float = 10.0
     """How long it may take to answer. A dead peer is noticed within both together."""
     max_streams_out: int = 256

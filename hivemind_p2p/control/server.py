@@ -9,15 +9,15 @@ import socket
 import struct
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import trio
 
+from hivemind_p2p.background import Background
 from hivemind_p2p.control.place import directory_of, prepare, socket_path
-from hivemind_p2p.errors import ControlError, HivemindError, NodeClosed
+from hivemind_p2p.errors import ControlError, HivemindError
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _PATIENCE: Final = 30.0
 """Seconds that a question and its answer may take."""
 
 
-class ControlServer:
+class ControlServer(Background):
     """Answers questions about one node on this machine: ``async with ControlServer(peer_id, answers)``.
 
     A node whose socket cannot be made works all the same; a warning says why.
@@ -45,37 +45,20 @@ class ControlServer:
         self._answers = answers
         self._directory = directory
         self._room = trio.CapacityLimiter(_ASKERS)
-        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
-        self._nursery: trio.Nursery | None = None
 
-    async def __aenter__(self) -> Self:
-        if self._nursery_manager is not None:
-            raise NodeClosed("this was started before; make a new ControlServer instead of entering one twice")
-        self._nursery_manager = trio.open_nursery()
-        self._nursery = await self._nursery_manager.__aenter__()
+    async def _begin(self, nursery: trio.Nursery) -> None:
         try:
             listener = await self._listen()
         except ControlError as error:
             logger.warning("`hivemind-p2p peers` and `doctor` cannot ask this node: %s", error)
         else:
-            self._nursery.start_soon(trio.serve_listeners, self._serve, [listener])
-        return self
+            nursery.start_soon(trio.serve_listeners, self._serve, [listener])
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._nursery_manager is not None
-        assert self._nursery is not None
-        self._nursery.cancel_scope.cancel()
+    async def _end(self) -> None:
         if self.path is not None:
             with suppress(OSError):
                 self.path.unlink()
             self.path = None
-        if error is None or isinstance(error, Exception):
-            # The caller's own exception passes by the nursery, which would wrap it in a group.
-            await self._nursery_manager.__aexit__(None, None, None)
-            return None
-        return await self._nursery_manager.__aexit__(kind, error, trace)
 
     async def _listen(self) -> trio.SocketListener:
         if not hasattr(socket, "AF_UNIX"):

@@ -11,15 +11,14 @@ import logging
 import random as random_module
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from multiaddr import Multiaddr
 
+from hivemind_p2p.background import Background
 from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht import keys as keys_module
 from hivemind_p2p.dht import remembered
@@ -52,7 +51,7 @@ _FIRST_NOTE: Final = 30.0
 _NOTE_EVERY: Final = 300.0
 
 
-class DHTNode:
+class DHTNode(Background):
     """``async with DHTNode(rpc) as dht``: serve the DHT while inside, store and get.
 
     Args:
@@ -101,7 +100,6 @@ class DHTNode:
         self._upkeep = Upkeep(self.protocol, random if random is not None else random_module.Random())
         self._remember_in = remember_in
         self._caching = Caching(self.protocol, self._upkeep.send_later)
-        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
         self._searches: Searches | None = None
 
     @property
@@ -109,12 +107,7 @@ class DHTNode:
         """Our id."""
         return self.protocol.own.node_id
 
-    async def __aenter__(self) -> Self:
-        if self._nursery_manager is not None:
-            raise NodeClosed("this DHT node was started before; make a new one instead of entering one twice")
-        self._nursery_manager = trio.open_nursery()
-        nursery = await self._nursery_manager.__aenter__()
-        self._nursery = nursery
+    async def _begin(self, nursery: trio.Nursery) -> None:
         self._searches = Searches(self.protocol, nursery, self._caching.after_get)
         nursery.start_soon(self.protocol.alarms.run)
         nursery.start_soon(self._upkeep.run)
@@ -122,21 +115,11 @@ class DHTNode:
             nursery.start_soon(self._remember_for_ever)
         nursery.start_soon(self._caching.run, self._searches)
         self.protocol.serve()
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._nursery_manager is not None
+    async def _end(self) -> None:
         self.protocol.stop()
         self._remember()
         self._searches = None
-        self._nursery.cancel_scope.cancel()
-        if error is None or isinstance(error, Exception):
-            # The caller's own exception passes by the nursery, which would wrap it in a group.
-            await self._nursery_manager.__aexit__(None, None, None)
-            return None
-        return await self._nursery_manager.__aexit__(kind, error, trace)
 
     def add_validators(self, record_validators: Iterable[RecordValidatorBase]) -> None:
         """Have records judged by more validators from now on; what they refuse of what is stored here is dropped."""

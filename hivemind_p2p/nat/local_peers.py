@@ -11,14 +11,13 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
 import trio
 from multiaddr import Multiaddr
 
-from hivemind_p2p.errors import NodeClosed
+from hivemind_p2p.background import Background
 from hivemind_p2p.nat import dnsaddr
 from hivemind_p2p.transport.addresses import endpoint_of, interface_ips, interface_networks
 from hivemind_p2p.wire.peer_id import PeerID
@@ -45,7 +44,7 @@ _GOODBYE: Final = 2.0
 Found = Callable[[Sequence[Multiaddr]], Awaitable[None]]
 
 
-class LocalPeers:
+class LocalPeers(Background):
     """Finds and is found: ``async with LocalPeers(host, found)``, while the host runs.
 
     Args:
@@ -60,29 +59,9 @@ class LocalPeers:
         self._told: OrderedDict[PeerID, float] = OrderedDict()
         self._room = trio.CapacityLimiter(_AT_ONCE)
         self._ips: Sequence[str] = ()
-        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
-        self._nursery: trio.Nursery | None = None
 
-    async def __aenter__(self) -> Self:
-        if self._nursery_manager is not None:
-            raise NodeClosed("this was started before; make a new LocalPeers instead of entering one twice")
-        self._nursery_manager = trio.open_nursery()
-        self._nursery = await self._nursery_manager.__aenter__()
-        self._nursery.start_soon(self._run)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._nursery_manager is not None
-        assert self._nursery is not None
-        self._nursery.cancel_scope.cancel()
-        self._nursery = None
-        if error is None or isinstance(error, Exception):
-            # The caller's own exception passes by the nursery, which would wrap it in a group.
-            await self._nursery_manager.__aexit__(None, None, None)
-            return None
-        return await self._nursery_manager.__aexit__(kind, error, trace)
+    async def _begin(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self._run)
 
     async def _run(self) -> None:
         """Speak in the networks that we are in, whichever that are at the time; never returns."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from ipaddress import IPv4Address
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import trio
 from multiaddr import Multiaddr
 
+from hivemind_p2p.background import Background
 from hivemind_p2p.config import NATSettings, RelaySettings
-from hivemind_p2p.errors import NodeClosed
 from hivemind_p2p.nat import punch_targets
 from hivemind_p2p.nat.autonat import AutoNAT
 from hivemind_p2p.nat.examine import examine
@@ -37,7 +35,7 @@ _ALONE: Final = 5.0
 """Seconds after which a node without initial peers asks its router for a port."""
 
 
-class NAT:
+class NAT(Background):
     """How one host is reached: ``async with NAT(host, ...) as nat``, while the host runs.
 
     Args:
@@ -64,47 +62,32 @@ class NAT:
         self._host = host
         self._watched: set[MuxedConnection] = set()
         self._initial_peers = [split_peer(maddr) for maddr in initial_peers]
-        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
-        self._nursery: trio.Nursery | None = None
 
-    async def __aenter__(self) -> Self:
-        if self._nursery_manager is not None:
-            raise NodeClosed("this was started before; make a new NAT instead of entering one twice")
-        self._nursery_manager = trio.open_nursery()
-        self._nursery = await self._nursery_manager.__aenter__()
+    async def _begin(self, nursery: trio.Nursery) -> None:
         self._host.on_identified = self._identified
         self.client.start()
         if self.settings.hole_punching:
             self.puncher.start()
         self._decide()
-        self._nursery.start_soon(self.keeper.run)
+        nursery.start_soon(self.keeper.run)
         if self.settings.port_mapping and self._private_listener() is not None:
-            self._nursery.start_soon(self.mapping.run)
+            nursery.start_soon(self.mapping.run)
             if not self._initial_peers:
-                self._nursery.start_soon(self._map_unasked)
+                nursery.start_soon(self._map_unasked)
         if self.settings.autonat:
             self.autonat.start()
-            self._nursery.start_soon(self.autonat.run)
-        return self
+            nursery.start_soon(self.autonat.run)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._nursery_manager is not None
+    async def _end(self) -> None:
         assert self._nursery is not None
         self._host.on_identified = lambda connection: None
         self.client.stop()
         self.puncher.stop()
         self.autonat.stop()
         self.service.stop()
-        self._nursery.cancel_scope.cancel()
+        self._nursery.cancel_scope.cancel()  # nobody asks for the port again
         self._nursery = None
         await self.mapping.withdraw()
-        if error is None or isinstance(error, Exception):
-            # The caller's own exception passes by the nursery, which would wrap it in a group.
-            await self._nursery_manager.__aexit__(None, None, None)
-            return None
-        return await self._nursery_manager.__aexit__(kind, error, trace)
 
     async def prepare(self, timeout: float) -> None:
         """Ask the initial peers to relay for us and wait until one does, or all have said no.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
-from typing import Self
 
 import trio
 from multiaddr import Multiaddr
 
+from hivemind_p2p.background import Background
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, DialError, NodeClosed, TransportError
 from hivemind_p2p.testing.connection import MemoryConnection
@@ -23,7 +21,7 @@ from hivemind_p2p.transport.registry import ConnectionRegistry
 from hivemind_p2p.wire.peer_id import PeerID
 
 
-class MemoryNetwork:
+class MemoryNetwork(Background):
     """A peer's connections in memory: ``async with world.network() as network``. Implements ``transport.api.Network``.
 
     It dials by the rules of the real ``Host`` (the same address book, dialer and choice among connections). Connecting
@@ -41,36 +39,19 @@ class MemoryNetwork:
         self.mail = Mail()
         self._listen = listen
         self._connections: ConnectionRegistry[MemoryConnection] = ConnectionRegistry(peer_id)
-        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
-        self._nursery: trio.Nursery | None = None
         self._dialer: Dialer[MemoryConnection] | None = None
         self._book = self._empty_book()
 
-    async def __aenter__(self) -> Self:
-        if self._nursery_manager is not None:
-            raise NodeClosed("this network was started before; ask the world for a new one")
-        self._nursery_manager = trio.open_nursery()
-        self._nursery = await self._nursery_manager.__aenter__()
-        self._nursery.start_soon(self.mail.run)
-        self._dialer = Dialer(self._nursery, self._book, self.settings, self._attempt, self._register)
+    async def _begin(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self.mail.run)
+        self._dialer = Dialer(nursery, self._book, self.settings, self._attempt, self._register)
         self.world.arrived(self, listening=self._listen)
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._nursery_manager is not None
-        assert self._nursery is not None
-        nursery, self._nursery, self._dialer = self._nursery, None, None
+    async def _end(self) -> None:
+        self._nursery = self._dialer = None
         self.world.left(self)
         for connection in list(self._connections):
             connection.close()
-        nursery.cancel_scope.cancel()
-        if error is None or isinstance(error, Exception):
-            # The caller's own exception passes by the nursery, which would wrap it in a group.
-            await self._nursery_manager.__aexit__(None, None, None)
-            return None
-        return await self._nursery_manager.__aexit__(kind, error, trace)
 
     @property
     def nursery(self) -> trio.Nursery:

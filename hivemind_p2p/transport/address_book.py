@@ -85,6 +85,11 @@ class AddressBook:
         for entry in self._peers.get(peer_id, {}).values():
             entry.failures, entry.retry_at, entry.reason = 0, 0.0, ""
 
+    def forgive(self) -> None:
+        """Whatever failed may have failed for a reason of ours: no address of anybody is left alone any more."""
+        for peer_id in self._peers:
+            self.heard_of(peer_id)
+
     def failed(self, peer_id: PeerID, maddr: Multiaddr, reason: str, now: float) -> None:
         """The address did not answer."""
         entry = self._peers.get(peer_id, {}).get(maddr)

@@ -35,6 +35,7 @@ class MuxedConnection(KeptConnection):
         muxer: carries the streams.
         opened_at: the clock when the handshake was done.
         aside: we dialled from another port than the one that we listen on.
+        local_ip: our IP address on it; None: it has none of its own.
         relay: whom it goes through; None when it is direct.
         limit: what that relay puts up with.
     """
@@ -49,6 +50,7 @@ class MuxedConnection(KeptConnection):
         opened_at: float,
         settings: TransportSettings,
         aside: bool = False,
+        local_ip: str | None = None,
         relay: PeerID | None = None,
         limit: CircuitLimit | None = None,
     ) -> None:
@@ -58,6 +60,7 @@ class MuxedConnection(KeptConnection):
         self.remote_maddr = remote_maddr
         self.outbound = outbound
         self.aside = aside
+        self.local_ip = local_ip
         self.opened_at = opened_at
         self.used_at = opened_at
         self.identified = trio.Event()
@@ -126,6 +129,21 @@ class MuxedConnection(KeptConnection):
 
     async def aclose(self) -> None:
         await self._muxer.aclose()
+
+    async def survives(self, seconds: float, why_asked: str) -> bool:
+        """Whether the peer is still there; if it says nothing within so many seconds, the connection is ended at once.
+
+        Args:
+            why_asked: what made us doubt it.
+        """
+        alive = await self._muxer.answers(seconds)
+        if not alive and not self.closed:
+            self.give_up(f"{why_asked}, and the peer did not answer within {seconds:g} s")
+        return alive
+
+    def give_up(self, reason: str) -> None:
+        """End it at once: it is known to be dead. Whoever waits for it is told why."""
+        self._muxer.give_up(reason)
 
     async def serve(self, handlers: Mapping[str, StreamHandler]) -> None:
         """Run the connection and the handlers of the streams that the peer opens; returns when it has ended.

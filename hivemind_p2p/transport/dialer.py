@@ -214,6 +214,10 @@ class Dialer(Generic[C]):
         dial.race.add(fresh)
         return bool(fresh)
 
+    def look_again(self) -> None:
+        """The networks of the machine may be others now."""
+        self._networks_until = -math.inf
+
     def _networks(self) -> Sequence[str]:
         """The networks of this machine's interfaces, looked up again now and then."""
         now = trio.current_time()

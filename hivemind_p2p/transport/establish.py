@@ -123,6 +123,7 @@ class Establisher:
             opened_at=trio.current_time(),
             settings=self._settings,
             aside=raw.aside,
+            local_ip=raw.local_ip,
             relay=relayed.relay if relayed else None,
             limit=relayed.limit if relayed else None,
         )

@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from types import TracebackType
-from typing import Final, Self
+from contextlib import AbstractContextManager
+from typing import Final
 
 import trio
 from libp2p.abc import ITransport
 from multiaddr import Multiaddr
 
+from hivemind_p2p.background import Background
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, DialError, ListenError, NodeClosed, TransportError
 from hivemind_p2p.transport import identify
@@ -37,6 +37,7 @@ from hivemind_p2p.transport.address_book import AddressBook
 from hivemind_p2p.transport.addresses import (
     addresses_of,
     circuit_of,
+    interface_ips,
     interface_networks,
     public_first,
     split_peer,
@@ -52,16 +53,19 @@ from hivemind_p2p.transport.introductions import Introductions
 from hivemind_p2p.transport.listeners import Listeners
 from hivemind_p2p.transport.punch import Punch, Puncher
 from hivemind_p2p.transport.raw import RawConnection
-from hivemind_p2p.transport.registry import ConnectionRegistry
+from hivemind_p2p.transport.registry import SAME_MOMENT, ConnectionRegistry
 from hivemind_p2p.transport.tcp import TCPTransport
+from hivemind_p2p.transport.weeding import weed
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
 _RETIRE_AFTER: Final = 5.0
 _PING_IDLE: Final = 120.0
+_SURVIVES: Final = 5.0
+"""Seconds that a peer may take to show that a connection lives that we doubt."""
 
 
-class Host:
+class Host(Background):
     """One peer's connections: ``async with Host(identity, host_maddrs=[...]) as host``. Implements ``api.Network``.
 
     Args:
@@ -105,52 +109,28 @@ class Host:
         }
         self._listeners = Listeners()
         self._handshakes = 0
-        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
-        self._nursery: trio.Nursery | None = None
         self._dialer: Dialer[MuxedConnection] | None = None
         self._puncher: Puncher | None = None
         self._extra_maddrs: tuple[Multiaddr, ...] = ()
         self.on_identified: Callable[[MuxedConnection], None] = lambda connection: None
         """Called each time that a peer has said who it is."""
 
-    async def __aenter__(self) -> Self:
-        if self._nursery_manager is not None:
-            raise NodeClosed("this host was started before; make a new Host instead of entering one twice")
+    async def _begin(self, nursery: trio.Nursery) -> None:
         if self.settings.quiet_libp2p and logging.getLogger("libp2p").level == logging.NOTSET:
             logging.getLogger("libp2p").setLevel(logging.CRITICAL)
-        self._nursery_manager = trio.open_nursery()
-        self._nursery = await self._nursery_manager.__aenter__()
-        self._dialer = Dialer(
-            self._nursery, self._book, self.settings, self._attempt, self._register, interface_networks
-        )
-        self._puncher = Puncher(self._nursery, self._transport, self.adopt)
-        try:
-            for maddr in self._host_maddrs:
-                await self._listen(maddr)
-        except BaseException:
-            await self.__aexit__(None, None, None)
-            raise
-        return self
+        self._dialer = Dialer(nursery, self._book, self.settings, self._attempt, self._register, interface_networks)
+        self._puncher = Puncher(nursery, self._transport, self.adopt)
+        for maddr in self._host_maddrs:
+            await self._listen(maddr)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._nursery_manager is not None
-        assert self._nursery is not None
-        nursery, self._nursery, self._dialer = self._nursery, None, None
-        with trio.CancelScope(shield=True):  # bounded: each close gives up after a second
-            async with trio.open_nursery() as closing:
-                closing.start_soon(self._listeners.aclose)
-                for connection in list(self._connections):
-                    closing.start_soon(connection.aclose)
-        nursery.cancel_scope.cancel()
+    async def _end(self) -> None:
+        self._nursery = self._dialer = None
+        async with trio.open_nursery() as closing:  # bounded: each close gives up after a second
+            closing.start_soon(self._listeners.aclose)
+            for connection in list(self._connections):
+                closing.start_soon(connection.aclose)
         if isinstance(self._transport, TCPTransport):
             self._transport.close()
-        if error is None or isinstance(error, Exception):
-            # The caller's own exception passes by the nursery, which would wrap it in a group.
-            await self._nursery_manager.__aexit__(None, None, None)
-            return None
-        return await self._nursery_manager.__aexit__(kind, error, trace)
 
     @property
     def peer_id(self) -> PeerID:
@@ -301,6 +281,17 @@ class Host:
         """The addresses remembered for a peer, best first, without ``/p2p``."""
         return self._book.addresses(peer_id)
 
+    async def network_changed(self) -> list[MuxedConnection]:
+        """This machine may be in another network: look where it is, and end the connections that did not come along.
+
+        Returns:
+            The connections that are gone, the ones that were used last first.
+        """
+        self._listeners.look_again()
+        self._running()[1].look_again()
+        self._book.forgive()
+        return await weed(self.connections(), set(interface_ips()), _SURVIVES)
+
     def set_peer_resolver(self, resolver: PeerResolver | None) -> None:
         """Ask ``resolver`` for addresses of a peer when none that we know of answers."""
         self._running()[1].resolver = resolver
@@ -356,6 +347,9 @@ class Host:
             nursery.start_soon(idle.aclose)
         for loser in self._connections.add(connection):
             nursery.start_soon(self._retire, loser)
+        for older in self._connections.of(connection.peer_id):
+            if older.relay is None and connection.opened_at - older.opened_at > SAME_MOMENT:
+                nursery.start_soon(older.survives, _SURVIVES, "the peer connected anew")
         self._book.heard_of(connection.peer_id)
         nursery.start_soon(self._serve, connection)
         assert self._puncher is not None

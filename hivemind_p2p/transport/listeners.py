@@ -40,6 +40,10 @@ class Listeners:
             self._maddrs = tuple(expand(bound, interface_ips())) if bound else ()
         return list(self._maddrs)
 
+    def look_again(self) -> None:
+        """The addresses of the machine may be others now."""
+        self._until = 0.0
+
     async def aclose(self) -> None:
         """Close them all."""
         async with trio.open_nursery() as nursery:

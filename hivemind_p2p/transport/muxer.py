@@ -47,6 +47,14 @@ class Muxer(abc.ABC):
         """Carry the streams; returns when the connection has ended, for whatever reason."""
 
     @abc.abstractmethod
+    async def answers(self, seconds: float) -> bool:
+        """Ask the peer whether it is there; whether anything came from it within so many seconds."""
+
+    @abc.abstractmethod
+    def give_up(self, reason: str) -> None:
+        """End the connection at once, since it is known to be dead: whoever waits for it is told why."""
+
+    @abc.abstractmethod
     async def open_stream(self) -> MuxedStream:
         """Open a stream on which no protocol has been agreed yet (``protocol`` is ``""``).
 

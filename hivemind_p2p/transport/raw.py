@@ -38,6 +38,8 @@ class RawConnection(IRawConnection):
         self.stream = stream
         self.remote = remote
         self.is_initiator = initiator
+        self.local_ip: str | None = None
+        """Our IP address on it, where it has one of its own."""
         self.aside = False
         """Whether we dialled from another port than the one that we listen on."""
         self._buffer = bytearray()

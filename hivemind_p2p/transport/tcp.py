@@ -228,9 +228,13 @@ def _wrap(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         remote = maddr_of(*stream.socket.getpeername()[:2])
+        local = maddr_of(*stream.socket.getsockname()[:2])
     except OSError:  # it is gone already; the first read will say so
         return RawConnection(stream, None, initiator=initiator)
-    return RawConnection(stream, remote, initiator=initiator)
+    raw = RawConnection(stream, remote, initiator=initiator)
+    endpoint = endpoint_of(local)
+    raw.local_ip = endpoint.host if endpoint is not None else None
+    return raw
 
 
 def _reason(error: OSError) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import trio
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
@@ -48,3 +49,22 @@ async def roundtrip(host: Host, peer: Host, data: bytes = b"ping") -> bytes:
         await stream.send_all(data)
         await stream.send_eof()
         return await stream.read_exactly(len(data))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so that nobody tells of, on real sockets."""
+    with trio.fail_after(30):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.001)
+
+
+async def at_rest(*hosts: Host) -> None:
+    """Wait until hosts that are connected to each other know who is who, and no stream is open."""
+    for host in hosts:
+        await until(lambda host=host: bool(host.connections()))
+        for connection in host.connections():
+            await connection.identified.wait()
+    for host in hosts:
+        await until(lambda host=host: all(connection.idle for connection in host.connections()))

@@ -22,7 +22,7 @@ from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.transport.tcp import TCPTransport
 from hivemind_p2p.transport.yamux import frames
-from tests.transport.hosts import ECHO, LOOPBACK, echo, in_use, roundtrip, two_hosts
+from tests.transport.hosts import ECHO, LOOPBACK, at_rest, echo, in_use, roundtrip, two_hosts, until
 
 
 async def test_a_port_in_use_is_named_and_the_host_can_be_given_up():
@@ -136,22 +136,24 @@ async def test_one_who_says_nothing_is_shown_the_door():
 async def test_handshakes_at_once_are_bounded():
     async with two_hosts(TransportSettings(max_handshakes=2)) as (server, client):
         silent = [await dial_raw(server) for _ in range(2)]
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until(lambda: server._handshakes == 2)
         refused = await dial_raw(server)
         await gone(refused)
         for raw in [*silent, refused]:
             await raw.close()
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until(lambda: server._handshakes == 0)
         assert await roundtrip(client, server) == b"ping"
 
 
 async def test_streams_of_one_peer_are_bounded():
     async with two_hosts(TransportSettings(max_streams_in=3)) as (server, client):
+        await client.connect(server.visible_maddrs[0])
+        await at_rest(client, server)
         held = [await in_use(client, server) for _ in range(3)]
         with pytest.raises(StreamReset):
             await in_use(client, server)
         await held[0].aclose()
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until(lambda: server.connections()[0]._muxer.stream_count < 3)
         assert await roundtrip(client, server) == b"ping"
 
 
@@ -179,7 +181,7 @@ async def test_handlers_that_outlive_their_streams_are_bounded(caplog):
 async def test_opening_more_streams_than_we_may_hold_waits_for_one_to_close(caplog):
     async with two_hosts(TransportSettings(max_streams_out=2)) as (server, client):
         await client.connect(server.visible_maddrs[0])
-        await trio.testing.wait_all_tasks_blocked(0.05)  # identify has used a stream and let it go
+        await at_rest(client, server)  # identify has used a stream and let it go
         held = [await client.open_stream(server.peer_id, ECHO) for _ in range(2)]
         with trio.move_on_after(0.05) as scope:
             await client.open_stream(server.peer_id, ECHO)
@@ -195,7 +197,7 @@ async def test_a_new_connection_takes_the_place_of_an_idle_one_but_not_of_one_in
     async with two_hosts(settings) as (server, first), Host(Identity.generate()) as second:
         second.add_addresses(server.peer_id, server.visible_maddrs)
         assert await roundtrip(first, server) == b"ping"
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await at_rest(first, server)
         held: Stream = await second.open_stream(server.peer_id, ECHO)
         assert [connection.peer_id for connection in server.connections()] == [second.peer_id]
         async with Host(Identity.generate(), settings=TransportSettings(dial_timeout=0.5)) as third:

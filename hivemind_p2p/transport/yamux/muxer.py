@@ -75,6 +75,8 @@ class YamuxMuxer(Muxer):
         self._flowing = trio.Event()
         self._sent = trio.lowlevel.ParkingLot()
         self._received = 0
+        self._heard = trio.Event()
+        self._used = trio.Event()
         self._bytes_received = self._bytes_sent = 0
         self._scope = trio.CancelScope()
         self._running = False
@@ -125,6 +127,7 @@ class YamuxMuxer(Muxer):
             )
             await self._slot_free.park()
         self._outbound += 1
+        self._used.set()
         stream = self._add(self.session.open_stream(trio.current_time()))
         try:
             await trio.lowlevel.checkpoint()
@@ -233,6 +236,7 @@ class YamuxMuxer(Muxer):
                             self.flush()
                             return f"the peer broke the protocol: {event.reason}"
                         self._act_on(event)
+                self._heard.set()
                 self.flush()
         except ConnectionLost as error:
             return str(error)
@@ -288,16 +292,16 @@ class YamuxMuxer(Muxer):
             self._blocked = trio.Event()
             if self._write_failure is not None:
                 await trio.sleep(_GOODBYE)  # what the peer said before it went may still be read
-                self._give_up(self._write_failure)
+                self.give_up(self._write_failure)
             while self._channel.pending:
                 with trio.move_on_after(self._settings.write_timeout) as scope:
                     try:
                         await self._channel.drain_some()
                     except ConnectionLost as error:
-                        self._give_up(str(error))
+                        self.give_up(str(error))
                         return
                 if scope.cancelled_caught:
-                    self._give_up(f"it took no byte for {self._settings.write_timeout:g} s")
+                    self.give_up(f"it took no byte for {self._settings.write_timeout:g} s")
                     return
                 if not self._channel.pending:
                     self._flowing.set()
@@ -305,18 +309,35 @@ class YamuxMuxer(Muxer):
                     self.flush()
 
     async def _keepalive(self) -> None:
+        settings = self._settings
         while True:
             received = self._received
-            await trio.sleep(self._settings.keepalive_interval)
+            self._used = trio.Event()
+            with trio.move_on_after(settings.keepalive_interval):
+                if not self._streams:
+                    await self._used.wait()
+                await trio.sleep(settings.keepalive_in_use)
             self.session.acknowledge()
             self.flush()
             if self._received != received:
                 continue
-            self.session.ping(trio.current_time())
-            self.flush()
-            await trio.sleep(patience := self._settings.keepalive_timeout)
-            if self._received == received:
-                self._give_up(f"it did not answer within {patience:g} s when asked whether it is alive")
+            if not await self.answers(patience := settings.keepalive_timeout):
+                self.give_up(f"it did not answer within {patience:g} s when asked whether it is alive")
+
+    async def answers(self, seconds: float) -> bool:
+        received = self._received
+        self.session.ping(trio.current_time())
+        self.flush()
+        with trio.move_on_after(seconds):
+            while self._received == received and self._lost is None:
+                if self._heard.is_set():
+                    self._heard = trio.Event()
+                await self._heard.wait()
+        return self._received != received
+
+    def give_up(self, reason: str) -> None:
+        self._lose(reason)
+        self._scope.cancel()
 
     # The end
 
@@ -324,16 +345,13 @@ class YamuxMuxer(Muxer):
         self._write_failure = str(error)
         self._blocked.set()
 
-    def _give_up(self, reason: str) -> None:
-        self._lose(reason)
-        self._scope.cancel()
-
     def _lose(self, reason: str) -> None:
         """Wake everybody who waits for something that will not come any more."""
         if self._lost is not None:
             return
         self._lost = reason
         self._flowing.set()
+        self._heard.set()
         self._arrival.unpark_all()
         self._slot_free.unpark_all()
         for stream in list(self._streams.values()):
