@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -18,7 +19,7 @@ from hivemind_p2p.config import Settings
 from hivemind_p2p.control import ControlServer
 from hivemind_p2p.dht import AuthorizerBase, DHTNode, RecordValidatorBase
 from hivemind_p2p.dht.remembered import path_beside
-from hivemind_p2p.errors import BootstrapError, ConfigError, NodeClosed
+from hivemind_p2p.errors import BootstrapError, ConfigError, HivemindError, NodeClosed
 from hivemind_p2p.nat import NAT
 from hivemind_p2p.nat.diagnosis import Diagnosis, diagnose, health_as_json
 from hivemind_p2p.nat.facts import Facts
@@ -37,6 +38,8 @@ _T = TypeVar("_T")
 DEFAULT_HOST_MADDRS = ("/ip4/0.0.0.0/tcp/0",)
 _NEIGHBOURS = 1.5
 """Seconds to wait for peers in the same network, if they are looked for and nobody else is known."""
+_AGAIN, _AGAIN_MAX = 2.0, 60.0
+"""Seconds before the swarm is joined anew after that failed in another network; doubles each time."""
 
 
 class Node:
@@ -118,6 +121,7 @@ class Node:
                 )
             )
             network.set_peer_resolver(dht.find_peer)
+            nat.roaming.announce = partial(self._join_anew, nat, dht)
             if self._initial_peers:
                 await nat.prepare(self.settings.nat.relay_timeout)  # so that the swarm hears where we are reached
             await self._join(dht)
@@ -241,6 +245,25 @@ class Node:
             if not await dht.rejoin():
                 raise
             logger.warning("joined through peers of the last run instead of the initial ones: %s", error)
+
+    async def _join_anew(self, nat: NAT, dht: DHTNode) -> None:
+        """We are in another network: let the swarm hear where, as soon as somebody relays for us."""
+        pause = _AGAIN
+        while True:
+            with trio.move_on_after(self.settings.nat.relay_timeout):
+                await nat.keeper.settled()
+            try:
+                if self._initial_peers:
+                    await dht.bootstrap(self._initial_peers)
+                else:
+                    await dht.find_nearest_nodes([dht.node_id], exclude_self=True)
+                return
+            except NodeClosed:
+                return
+            except HivemindError as error:
+                logger.debug("not in the swarm again yet: %s", error)
+            await trio.sleep(pause)
+            pause = min(2 * pause, _AGAIN_MAX)
 
     async def _tell_health(self) -> dict[str, Any]:
         return health_as_json(*await self.diagnose())

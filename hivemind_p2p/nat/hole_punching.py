@@ -98,6 +98,10 @@ class HolePuncher:
         """The opposite of :meth:`start`."""
         self._host.set_stream_handler(DCUTR, None)
 
+    def forget(self) -> None:
+        """The network changed: no NAT remembers what we dialled."""
+        self._punched.clear()
+
     async def lead(self, relayed: MuxedConnection) -> None:
         """Try to get a direct connection to who came through a relay, until the relayed one is gone."""
         pause = self._settings.punch_again
@@ -256,7 +260,8 @@ class HolePuncher:
         return punch_targets.choose(offered, ours=self._offer())
 
     def _direct(self, peer_id: PeerID) -> MuxedConnection | None:
-        return next((each for each in self._host.connections(peer_id) if each.relay is None), None)
+        direct = [each for each in self._host.connections(peer_id) if each.relay is None and not each.doubted]
+        return direct[0] if direct else None
 
     def __repr__(self) -> str:
         return f"<HolePuncher: {self.succeeded} succeeded, {self.failed} failed>"

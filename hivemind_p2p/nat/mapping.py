@@ -61,9 +61,22 @@ def default_gateway(own_ip: str) -> str:
     Args:
         own_ip: our address in it. Where the system does not say, the network's first address is taken, as most do.
     """
+    return default_route()[0] or re.sub(r"\.\d+$", ".1", own_ip)
+
+
+def default_route() -> tuple[str, str]:
+    """The IPv4 router that the system says it has, and the interface that leads there; empty where it does not say."""
     if sys.platform == "linux":
-        for line in _ROUTES.read_text().splitlines()[1:]:
+        for line in lines_of(_ROUTES):
             fields = line.split()
             if len(fields) > 3 and fields[1] == "00000000" and int(fields[3], 16) & _UP_GATEWAY == _UP_GATEWAY:
-                return socket.inet_ntoa(struct.pack("<I", int(fields[2], 16)))
-    return re.sub(r"\.\d+$", ".1", own_ip)
+                return socket.inet_ntoa(struct.pack("<I", int(fields[2], 16))), fields[0]
+    return "", ""
+
+
+def lines_of(table: Path) -> list[str]:
+    """The lines of a table of the kernel, without its head; none where there is no such table."""
+    try:
+        return table.read_text().splitlines()[1:]
+    except OSError:
+        return []

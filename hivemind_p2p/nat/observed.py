@@ -7,12 +7,13 @@ direct connection.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 from multiaddr import Multiaddr
 
-from hivemind_p2p.transport.addresses import endpoint_of
+from hivemind_p2p.transport.addresses import endpoint_of, is_public
 from hivemind_p2p.wire.peer_id import PeerID
 
 _MOST_OBSERVERS: Final = 64
@@ -53,6 +54,11 @@ class ObservedAddresses:
             self._by_observer.popitem(last=False)
         return is_new
 
+    def keep(self, observers: Collection[PeerID]) -> None:
+        """The network changed: only what these see counts on, whose connections outlived that."""
+        for observer in [each for each in self._by_observer if each not in observers]:
+            del self._by_observer[observer]
+
     def maddrs(self, now: float) -> list[Multiaddr]:
         """Where we are seen, by the most peers first, the latest first among those."""
         votes: dict[Multiaddr, int] = {}
@@ -63,6 +69,14 @@ class ObservedAddresses:
     def ips(self, now: float) -> set[str]:
         """The IP addresses that we are seen at."""
         return {endpoint.host for maddr in self.maddrs(now) if (endpoint := endpoint_of(maddr)) is not None}
+
+    def public_ips_like(self, maddr: Multiaddr, now: float) -> set[str]:
+        """Those of the whole internet, of the family of an address that is one; otherwise none."""
+        endpoint = endpoint_of(maddr)
+        if endpoint is None or not is_public(maddr):
+            return set()
+        seen = [(each, endpoint_of(each)) for each in self.maddrs(now) if is_public(each)]
+        return {each.host for _, each in seen if each is not None and each.family == endpoint.family}
 
     def observations(self, now: float) -> list[Observation]:
         """What counts, the oldest first."""

@@ -57,19 +57,28 @@ class PortMapping:
         self._make_ways = ways if ways is not None else lambda ip: (NATPMP(default_gateway(ip)), UPnP())
         self._ways: Sequence[MappingProtocol] = ()
         self._way: MappingProtocol | None = None
+        self._elsewhere = trio.Event()
 
     async def run(self) -> None:
         """Keep a mapping, once it is needed; never returns."""
         await self.needed.wait()
         pause = _AGAIN
         while True:
+            self._elsewhere = trio.Event()
             mapping = await self._map()
             if mapping is None:
-                await trio.sleep(pause)
-                pause = min(2 * pause, _AGAIN_MAX)
+                wait, pause = pause, min(2 * pause, _AGAIN_MAX)
             else:
+                wait, pause = max(mapping.lifetime / _RENEWALS, _SHORTEST), _AGAIN
+            with trio.move_on_after(wait):
+                await self._elsewhere.wait()
                 pause = _AGAIN
-                await trio.sleep(max(mapping.lifetime / _RENEWALS, _SHORTEST))
+
+    def network_changed(self) -> None:
+        """What the old router forwards is of no use any more; ask the new one at once, if any was asked before."""
+        self._ways = ()
+        self._take(None, None, "")
+        self._elsewhere.set()
 
     async def withdraw(self) -> None:
         """Give the port back, as far as that is done within two seconds."""

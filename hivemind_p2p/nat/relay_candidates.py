@@ -69,6 +69,11 @@ class RelayCandidates:
             candidate.retry_at = now + min(self._retry * 2.0 ** min(candidate.failures, 30), self._retry_max)
             candidate.failures += 1
 
+    def forgive(self) -> None:
+        """Whoever failed may have failed for a reason of ours: all may be asked at once."""
+        for peer_id in self._peers:
+            self.succeeded(peer_id)
+
     def succeeded(self, peer_id: PeerID) -> None:
         """It serves us."""
         candidate = self._peers.get(peer_id)

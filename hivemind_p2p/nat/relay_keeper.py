@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,14 @@ _RENEW_AT: Final = 0.6
 """The part of a reservation's time after which it is renewed: the rest is for a relay that does not answer at once."""
 
 
+_CHANGING: Final = 10.0
+"""Seconds for which a change of network goes on."""
+
+
+class _Gone(TransportError):
+    """A connection that carried a reservation is gone."""
+
+
 class RelayKeeper:
     """Reservations of one host; :meth:`run` keeps them.
 
@@ -47,6 +56,7 @@ class RelayKeeper:
         self._poked = trio.Event()
         self._progress = trio.Event()
         self._is_at_home = False
+        self._changed_at = -math.inf
 
     @property
     def maddrs(self) -> Sequence[Multiaddr]:
@@ -60,6 +70,13 @@ class RelayKeeper:
         self.wanted = count
         for relay in list(self._asked)[count:]:
             self._asked[relay].cancel()
+        self._poke()
+
+    def network_changed(self) -> None:
+        """Relays that are lost now, or were not reached before, are not to blame for it; nor is anybody near."""
+        self._changed_at = trio.current_time()
+        self.candidates.forgive()
+        self._is_at_home = False
         self._poke()
 
     def met(self, connection: MuxedConnection) -> None:
@@ -117,10 +134,12 @@ class RelayKeeper:
                         self._step()
                     with trio.move_on_after(_RENEW_AT * reservation.seconds):
                         await connection.ended.wait()
-                        raise TransportError("the connection to it is gone")
+                        raise _Gone("the connection to it is gone")
         except HivemindError as error:
             logger.debug("not reached through the relay %s: %s", relay, error)
-            self.candidates.failed(relay, trio.current_time())
+            now = trio.current_time()
+            if not isinstance(error, _Gone) or now - self._changed_at > _CHANGING:
+                self.candidates.failed(relay, now)
             self._client.relays.discard(relay)  # one that is only not needed any more may still bring circuits
         finally:
             del self._asked[relay]

@@ -23,6 +23,7 @@ from hivemind_p2p.nat.reachability import Verdict
 from hivemind_p2p.nat.relay_client import RelayClient
 from hivemind_p2p.nat.relay_keeper import RelayKeeper
 from hivemind_p2p.nat.relay_service import RelayService
+from hivemind_p2p.nat.roaming import Roaming
 from hivemind_p2p.transport.addresses import circuit_of, endpoint_of, is_public, split_peer
 from hivemind_p2p.wire.peer_id import PeerID
 
@@ -59,6 +60,7 @@ class NAT(Background):
         self.puncher = HolePuncher(host, self.settings, self._offer)
         self.autonat = AutoNAT(host, self.settings, self._decide)
         self.mapping = PortMapping(self.settings, self._private_listener, self._mapping_changed)
+        self.roaming = Roaming(host, self._forget_network, self._begin_anew)
         self._host = host
         self._watched: set[MuxedConnection] = set()
         self._initial_peers = [split_peer(maddr) for maddr in initial_peers]
@@ -70,9 +72,11 @@ class NAT(Background):
             self.puncher.start()
         self._decide()
         nursery.start_soon(self.keeper.run)
-        if self.settings.port_mapping and self._private_listener() is not None:
+        if self._host.is_of_this_machine:
+            nursery.start_soon(self.roaming.run)
+        if self.settings.port_mapping and self._host.listen_maddrs:
             nursery.start_soon(self.mapping.run)
-            if not self._initial_peers:
+            if not self._initial_peers and self._private_listener() is not None:
                 nursery.start_soon(self._map_unasked)
         if self.settings.autonat:
             self.autonat.start()
@@ -126,7 +130,9 @@ class NAT(Background):
             dialled = connection.remote_maddr if connection.outbound else None
             is_new = self.observed.add(connection.peer_id, said.observed, trio.current_time(), dialled)
             if is_new and len(self.observed.ips(trio.current_time())) > 1:
-                self.autonat.forget()  # the network changed, or we have several ways out
+                self.autonat.forget()  # we have several ways out, or the network changed
+                if len(self.observed.public_ips_like(said.observed, trio.current_time())) > 1:
+                    self.roaming.suspect()  # the router has another address outside
             if is_public(said.observed) and not self._is_own(said.observed):
                 self.mapping.needed.set()
         if self.settings.autonat:
@@ -197,13 +203,32 @@ class NAT(Background):
         if not any(is_public(maddr) for maddr in self._host.listen_maddrs):
             self.mapping.needed.set()
 
+    def _forget_network(self) -> None:
+        """The network changed: no evidence of the old one counts."""
+        self.autonat.forget()
+        self.puncher.forget()
+        self.mapping.network_changed()
+        self.keeper.network_changed()
+        self._decide()
+
+    def _begin_anew(self) -> None:
+        """The connections that are left lead through the new network."""
+        direct = {connection.peer_id for connection in self._host.connections() if connection.relay is None}
+        self.observed.keep(direct)
+        self._host.push_identify()
+        self._ask_all()
+
     def _mapping_changed(self) -> None:
         held = self.mapping.held
         self.autonat.mapped = () if held is None else (held.maddr,)
         self._announce()
         self._decide()
+        self.autonat.ask_anew()
+        self._ask_all()
+
+    def _ask_all(self) -> None:
+        """Have those whom we are connected to try where we are reached."""
         if self._nursery is not None and self.settings.autonat:
-            self.autonat.ask_anew()
             for connection in self._host.connections():
                 if connection.relay is None:
                     self._nursery.start_soon(self.autonat.ask, connection)

@@ -136,7 +136,11 @@ class MuxedConnection(KeptConnection):
         Args:
             why_asked: what made us doubt it.
         """
-        alive = await self._muxer.answers(seconds)
+        self.doubted = True
+        try:
+            alive = await self._muxer.answers(seconds)
+        finally:
+            self.doubted = False
         if not alive and not self.closed:
             self.give_up(f"{why_asked}, and the peer did not answer within {seconds:g} s")
         return alive

@@ -53,16 +53,14 @@ from hivemind_p2p.transport.introductions import Introductions
 from hivemind_p2p.transport.listeners import Listeners
 from hivemind_p2p.transport.punch import Punch, Puncher
 from hivemind_p2p.transport.raw import RawConnection
-from hivemind_p2p.transport.registry import SAME_MOMENT, ConnectionRegistry
+from hivemind_p2p.transport.registry import ConnectionRegistry
 from hivemind_p2p.transport.tcp import TCPTransport
-from hivemind_p2p.transport.weeding import weed
+from hivemind_p2p.transport.weeding import doubt, weed
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
 _RETIRE_AFTER: Final = 5.0
 _PING_IDLE: Final = 120.0
-_SURVIVES: Final = 5.0
-"""Seconds that a peer may take to show that a connection lives that we doubt."""
 
 
 class Host(Background):
@@ -159,6 +157,11 @@ class Host(Background):
     def announce_maddrs(self) -> Sequence[Multiaddr]:
         """What was given to announce, without ``/p2p``."""
         return [split_peer(maddr)[0] for maddr in self._announce_maddrs]
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Whether its networks are those of the machine, and not a test's."""
+        return isinstance(self._transport, TCPTransport)
 
     def set_extra_maddrs(self, maddrs: Iterable[Multiaddr]) -> None:
         """Announce these too (mapped ports, circuits), and tell the peers when they changed."""
@@ -290,7 +293,7 @@ class Host(Background):
         self._listeners.look_again()
         self._running()[1].look_again()
         self._book.forgive()
-        return await weed(self.connections(), set(interface_ips()), _SURVIVES)
+        return await weed(self.connections(), set(interface_ips()))
 
     def set_peer_resolver(self, resolver: PeerResolver | None) -> None:
         """Ask ``resolver`` for addresses of a peer when none that we know of answers."""
@@ -347,9 +350,7 @@ class Host(Background):
             nursery.start_soon(idle.aclose)
         for loser in self._connections.add(connection):
             nursery.start_soon(self._retire, loser)
-        for older in self._connections.of(connection.peer_id):
-            if older.relay is None and connection.opened_at - older.opened_at > SAME_MOMENT:
-                nursery.start_soon(older.survives, _SURVIVES, "the peer connected anew")
+        doubt(self.connections(connection.peer_id), connection, nursery)
         self._book.heard_of(connection.peer_id)
         nursery.start_soon(self._serve, connection)
         assert self._puncher is not None

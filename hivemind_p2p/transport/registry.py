@@ -4,7 +4,8 @@ When two peers dial each other at once, each ends up with two connections. Both 
 asking, and nobody may cut a connection that the other is using. So: new streams go to the connection that the peer
 with the smaller id dialled; of two that the same side dialled, or that are not of one moment, to the newer one (the
 older may be dead without our knowing). The other one is retired: closed once no stream has been open on it for a
-while, by the side that dialled it. And always a direct connection goes before a relayed one, whenever they came about.
+while, by the side that dialled it. And always a direct connection goes before a relayed one, whenever they came about;
+but before any that may be dead goes one that is not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ SAME_MOMENT: Final = 10.0
 class KeptConnection(Connection):
     """A connection as the registry needs it."""
 
+    doubted: bool = False
+    """Whether it may be dead, and the peer has been asked."""
     used_at: float
     """When a stream was last opened, by either side, in ``trio.current_time``."""
 
@@ -74,7 +77,13 @@ class ConnectionRegistry(Generic[C]):
 
     def best(self, peer_id: PeerID) -> C | None:
         """The connection to use for a peer; None when there is none."""
-        return next((each for each in self._by_peer.get(peer_id, ()) if not each.closed), None)
+        doubted = None
+        for each in self._by_peer.get(peer_id, ()):
+            if not each.closed:
+                if not each.doubted:
+                    return each
+                doubted = doubted or each
+        return doubted
 
     def of(self, peer_id: PeerID | None) -> Sequence[C]:
         """Open connections to one peer, or to all."""

@@ -1,4 +1,7 @@
-"""Which connections outlive a change of network: none from an address that is gone, others if the peer says so."""
+"""Connections that may be dead without our knowing: since our network changed, or since the peer connected anew.
+
+TCP itself goes on trying for a quarter of an hour, and whoever waits for an answer waits as long.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,34 @@ import trio
 from hivemind_p2p.transport.connection import MuxedConnection
 
 _CHANGED: Final = "this machine's network changed"
+_PATIENCE: Final = 5.0
+"""Seconds that a peer may take to show that a connection lives that we doubt."""
+_CROSS_DIALS: Final = 2.0
+"""Seconds within which a second connection is rather a sign of a busy peer than of a dead connection."""
+_PATIENCE_WHEN_BUSY: Final = 10.0
 
 
-async def weed(
-    connections: Sequence[MuxedConnection], own_ips: Collection[str], patience: float
-) -> list[MuxedConnection]:
-    """End the direct connections that are dead; those through relays end with them.
+def doubt(connections: Sequence[MuxedConnection], newest: MuxedConnection, nursery: trio.Nursery) -> None:
+    """A peer connected anew. Where it did so because it has come to another network, it is not there any more at the
+    ends of its older direct connections: it is asked, and they end if it does not answer.
 
-    Nothing that is sent from an address that is gone gets out, and nobody is told: without this, TCP goes on trying
-    for a quarter of an hour.
+    Args:
+        nursery: in which it is asked.
+    """
+    for older in connections:
+        if older is not newest and older.relay is None:
+            young = newest.opened_at - older.opened_at < _CROSS_DIALS
+            older.doubted = True  # from now on, not from when the task runs
+            nursery.start_soon(older.survives, _PATIENCE_WHEN_BUSY if young else _PATIENCE, "the peer connected anew")
+
+
+async def weed(connections: Sequence[MuxedConnection], own_ips: Collection[str]) -> list[MuxedConnection]:
+    """Our network changed: end the connections that are dead, and those through relays with the ones to these.
+
+    Nothing that is sent from an address that is gone gets out.
 
     Args:
         own_ips: the addresses of this machine.
-        patience: seconds for a peer to say that it is there.
 
     Returns:
         All connections that are gone now, the ones that were used last first.
@@ -34,6 +52,10 @@ async def weed(
             if connection.local_ip is not None and connection.local_ip not in own_ips:
                 connection.give_up(f"{_CHANGED}: it has no address {connection.local_ip} any more")
             else:
-                nursery.start_soon(connection.survives, patience, _CHANGED)
+                nursery.start_soon(connection.survives, _PATIENCE, _CHANGED)
+    relays = {connection.peer_id for connection in connections if connection.relay is None and not connection.closed}
+    for connection in connections:
+        if connection.relay is not None and connection.relay not in relays:
+            connection.give_up(f"{_CHANGED}, and with it went the connection to the relay")
     gone = [connection for connection in connections if connection.closed]
     return sorted(gone, key=lambda connection: -connection.used_at)

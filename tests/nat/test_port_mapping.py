@@ -40,11 +40,11 @@ class Router:
 
 @asynccontextmanager
 async def mapped(*routers: Router, own=("192.168.1.7", 5005)):
-    changes = []
+    changes, there = [], list(routers)
     port_mapping = PortMapping(
-        NATSettings(), lambda: own, lambda: changes.append(port_mapping.held), lambda ip: list(routers)
+        NATSettings(), lambda: own, lambda: changes.append(port_mapping.held), lambda ip: list(there)
     )
-    port_mapping.changes = changes
+    port_mapping.changes, port_mapping.routers = changes, there
     async with trio.open_nursery() as nursery:
         nursery.start_soon(port_mapping.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -116,6 +116,20 @@ async def test_who_never_answers_is_asked_ever_less_often(autojump_clock):
         await trio.sleep(24 * HOUR)
         assert 24 < len(router.asked) < 40
         assert port_mapping.changes == []
+
+
+async def test_in_another_network_another_router_is_asked_at_once(autojump_clock):
+    home, cafe = Router("A"), Router("B", "44.7.7.7")
+    async with mapped(home) as port_mapping:
+        assert port_mapping.held.external_ip == "44.1.1.1"
+        for there, external_ip in ((cafe, "44.7.7.7"), (Router("C", works=False), None), (home, "44.1.1.1")):
+            port_mapping.routers[:] = [there]
+            port_mapping.network_changed()
+            assert port_mapping.held is None
+            assert port_mapping.changes[-1] is None
+            await trio.sleep(1)
+            assert (port_mapping.held.external_ip if port_mapping.held else None) == external_ip
+        assert len(cafe.asked) == 1
 
 
 @pytest.mark.parametrize("outside", ["100.64.1.2", "192.168.0.2", "10.1.1.1", "0.0.0.0", "nonsense"])

@@ -16,7 +16,9 @@ RELAY = Identity.generate().peer_id
 
 def connection(opened_at: float, *, outbound: bool = True, relayed: bool = False, closed: bool = False) -> Any:
     relay = RELAY if relayed else None
-    return SimpleNamespace(peer_id=LARGER, opened_at=opened_at, outbound=outbound, relay=relay, closed=closed)
+    return SimpleNamespace(
+        peer_id=LARGER, opened_at=opened_at, outbound=outbound, relay=relay, closed=closed, doubted=False
+    )
 
 
 @pytest.mark.parametrize("direct_first", [True, False])
@@ -56,3 +58,15 @@ def test_the_newer_one_of_two_that_the_same_side_dialled():
     assert registry.add(newer) == [older]
     assert registry.best(LARGER) is newer
     assert repr(registry) == "<ConnectionRegistry: 2 connections to 1 peers>"
+
+
+def test_one_that_may_be_dead_is_used_only_if_there_is_no_other():
+    registry = ConnectionRegistry(SMALLER)
+    direct, relayed = connection(0), connection(1, relayed=True)
+    registry.add(direct)
+    direct.doubted = True
+    assert registry.best(LARGER) is direct
+    registry.add(relayed)
+    assert registry.best(LARGER) is relayed
+    direct.doubted = False
+    assert registry.best(LARGER) is direct

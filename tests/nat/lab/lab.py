@@ -129,7 +129,8 @@ class Lab:
         self.hosts[name] = host
         return host
 
-    def site(self, name: str, kind: str, hosts: int = 1, delay_ms: float | None = None) -> Site:
+    def site(self, name: str, kind: str, hosts: int = 1, delay_ms: float | None = None, lan: int | None = None) -> Site:
+        """lan: the third byte of its private network; by default another one for each site."""
         if kind not in KINDS:
             raise ValueError(f"unknown NAT kind {kind!r}; one of {', '.join(KINDS)}")
         if kind in ("none", "firewalled"):
@@ -150,13 +151,13 @@ class Lab:
             self._join(f"{name}-rt", "wan", f"{name}-cgn", f"100.64.{lan}.2/24", f"100.64.{lan}.1")
             self._nat(carrier, "symmetric" if kind.endswith("symmetric") else "port-restricted")
             router = Host(f"{name}-rt", self.prefix + f"{name}-rt", f"100.64.{lan}.2")
-            site = Site(name, kind, public_ip, self._behind(name, hosts), [router, carrier])
+            site = Site(name, kind, public_ip, self._behind(name, hosts, lan), [router, carrier])
             self._nat(router, "port-restricted")
         else:
             self._ns(f"{name}-rt")
             public_ip = self._uplink(f"{name}-rt", delay_ms)
             router = Host(f"{name}-rt", self.prefix + f"{name}-rt", public_ip)
-            site = Site(name, kind, public_ip, self._behind(name, hosts), [router])
+            site = Site(name, kind, public_ip, self._behind(name, hosts, lan), [router])
             self._nat(router, kind)
         for host in site.hosts:
             host.site = site
@@ -176,8 +177,8 @@ class Lab:
         self._ip(name, f"addr add {addr} dev {dev}")
         self._ip(name, f"route add default via {gateway}")
 
-    def _behind(self, name: str, count: int) -> list:
-        lan = next(self._lans)
+    def _behind(self, name: str, count: int, lan: int | None) -> list:
+        lan = next(self._lans) if lan is None else lan
         self._lan(f"{name}-rt", f"192.168.{lan}.1/24")
         made = []
         for index in range(count):
@@ -194,6 +195,23 @@ class Lab:
         router.nft(nat_rules(kind, router.ip))
 
     # -- life
+    def move(self, host: Host, site: Site) -> None:
+        """Carries a host out of its network into a site's, as a laptop. It keeps the last byte of its address."""
+        gateway = site.router.run(["ip", "-o", "-4", "addr", "show", "dev", "lan"], capture_output=True, text=True)
+        network = gateway.stdout.split()[3].rpartition(".")[0]
+        self._ip(host.name, "link del eth0")
+        host.ip = f"{network}.{host.ip.rpartition('.')[2]}"
+        host.site = site
+        self._join(host.name, "eth0", f"{site.name}-rt", f"{host.ip}/24", f"{network}.1")
+
+    def renumber(self, site: Site) -> None:
+        """Gives a site another public address, as some providers do every night."""
+        router = site.routers[-1]
+        self._ip(router.name, f"addr del {site.public_ip}/24 dev wan")
+        router.ip = site.public_ip = f"{self.net3}.{next(self._ips)}"
+        self._ip(router.name, f"addr add {site.public_ip}/24 dev wan")
+        self.flush_mappings(site)
+
     def flush_mappings(self, site: Site) -> None:
         """Makes a site's routers forget all mappings, as a reboot would."""
         for router in site.routers:

@@ -154,6 +154,14 @@ class Commands:
                     return [str(maddr) for maddr in self.node.nat.reachable_maddrs]
                 await trio.sleep(0.02)
 
+    async def until_moved(self, seconds: float) -> int:
+        """Wait until the node has noticed that its network changed; how often it did."""
+        with trio.fail_after(seconds):
+            while True:
+                if changes := self.node.nat.roaming.changes:
+                    return int(changes)
+                await trio.sleep(0.02)
+
     async def health(self, peers: int = 1) -> dict[str, Any]:
         """What ``hivemind-p2p doctor`` says, once so many peers have said where they see us, a peer has tried to dial
         back, and as many relays serve us, if we need any."""
@@ -221,6 +229,39 @@ class Commands:
                     last = error
                 await trio.sleep(0.1)
         raise HivemindError(f"no call was {path} within {seconds:g} s: {last}")
+
+    async def hold(self, peer: str) -> str:
+        """Begin a call that is never answered to its end; how it failed."""
+        stream = await self.node.open_stream(PeerID.from_base58(peer), ECHO)
+        try:
+            await stream.send_all(b"?")
+            await stream.read_exactly(2)
+        except HivemindError as error:
+            return f"{type(error).__name__}: {error}"
+        raise AssertionError("nobody sent a second byte")
+
+    async def forward(self, uid: str, seconds: float) -> str:
+        """Have an expert of 8 inputs compute, again and again until it does; the path to it."""
+        import torch
+
+        from hivemind_p2p.client.calls import call_expert, fetch_schema
+        from hivemind_p2p.client.lookup import find_experts
+
+        last: object = "nobody serves it"
+        inputs = torch.ones(1, 8)
+        with trio.move_on_after(seconds):
+            while True:
+                try:
+                    [expert] = await find_experts(self.node.dht, [uid], latest=True)
+                    if expert is not None:
+                        schema = await fetch_schema(self.node.rpc, expert, 3)
+                        answer = await call_expert(self.node.rpc, expert, "forward", schema, [inputs], 3)
+                        assert torch.equal(answer.tensors[0], inputs)
+                        return _path(self.node.connections(expert.peer_id)[0])
+                except HivemindError as error:
+                    last = error
+                await trio.sleep(0.1)
+        raise HivemindError(f"{uid} did not compute within {seconds:g} s: {last}")
 
     async def send(self, peer: str, size: int) -> tuple[float, str]:
         """Send bytes to the peer's sink; seconds until it had them all, and the path."""
