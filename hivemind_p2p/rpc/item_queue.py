@@ -31,6 +31,11 @@ class ItemQueue:
         self._bytes += len(item)
         self._wake()
 
+    @property
+    def complete(self) -> bool:
+        """Whether all items came, and then their end."""
+        return self.ended and self._failure is None
+
     def end(self, failure: Exception | None = None) -> None:
         """No more items come; once the others are taken, ``failure`` is raised."""
         self.ended, self._failure = True, failure

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Final
 
 import trio
 
@@ -17,6 +18,10 @@ from hivemind_p2p.rpc.unary import Catch, Timed, parse
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import calls
 from hivemind_p2p.wire.expert_messages import Buffer
+
+READ_ON_SECONDS: Final = 10.0
+READ_ON_BYTES: Final = 2**26
+"""How long, and how much, we read on of a stream that has failed. A caller who listens stops long before."""
 
 
 class StreamCall(AsyncIterator[M]):
@@ -84,16 +89,32 @@ async def serve_stream(
         StreamError: the caller is not there any more. In a group, as nurseries do.
     """
     framed = FramedStream(stream, calls.item_header, limit, share.take, timed)
+    failed = False
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_take_items, framed, queue)
         responses = _outcomes(handler, _Requests(queue, request_type, share), context, limit)
         async with aclosing(responses):
             async for response in responses:
                 if isinstance(response, Exception):
+                    failed = True
                     await framed.send(calls.error_item(catch(response)))
                 else:
                     await framed.send(b"", *response)
         nursery.cancel_scope.cancel()
+    if failed and not queue.complete:
+        await _read_on(stream)
+
+
+async def _read_on(stream: Stream) -> None:
+    """Throw away what a caller sends who may not have heard of the failure yet.
+
+    Closing the stream instead would take it from him: hivemind's p2pd then breaks the pipe that its client still writes
+    to, and what lies in there unread is lost. Whoever has heard of it ends the stream.
+    """
+    left = READ_ON_BYTES
+    with trio.move_on_after(READ_ON_SECONDS), suppress(StreamError):
+        while left > 0 and (data := await stream.receive_some()):
+            left -= len(data)
 
 
 async def _outcomes(

@@ -135,7 +135,7 @@ class Peer:
         assert echoed == data
         return len(runtime_pb2.Tensor.FromString(echoed).buffer)
 
-    async def stream_large(self, peer_id: str, parts: int, size: int) -> int:
+    async def stream_large(self, peer_id: str, parts: int, size: int, method: str = "Interop.echo_stream") -> int:
         """The size of the echo of so many parts of so many bytes."""
 
         async def requests() -> AsyncIterator[runtime_pb2.Tensor]:
@@ -143,7 +143,7 @@ class Peer:
                 yield runtime_pb2.Tensor(buffer=bytes(size))
 
         peer = PeerID.from_base58(peer_id)
-        responses = await self.p2p.iterate_protobuf_handler(peer, "Interop.echo_stream", requests(), runtime_pb2.Tensor)
+        responses = await self.p2p.iterate_protobuf_handler(peer, method, requests(), runtime_pb2.Tensor)
         return sum([len(response.buffer) async for response in responses])
 
     async def import_module(self, path: str, name: str) -> str:

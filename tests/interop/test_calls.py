@@ -29,6 +29,7 @@ class Served:
         rpc.register("Interop.rpc_wait", Int32Value, self.wait)
         rpc.register_stream("Interop.rpc_double", Int32Value, self.double)
         rpc.register_stream("Interop.rpc_fail_later", Int32Value, self.fail_later)
+        rpc.register_stream("Interop.fail_early", BytesValue, self.fail_early)
         rpc.register_stream("Interop.rpc_wait_stream", Int32Value, self.wait_stream)
 
     async def square(self, request, context):
@@ -51,10 +52,15 @@ class Served:
             yield Int32Value(value=2 * request.value)
 
     async def fail_later(self, requests, context):
-        """After the last request: a client of hivemind's that still sends when its daemon has the answer loses it."""
+        """After the last request."""
         async for request in requests:
             yield request
         raise SchemaMismatch("two are enough")
+
+    async def fail_early(self, requests, context):
+        """While the client still sends."""
+        raise SchemaMismatch("none is wanted")
+        yield
 
     async def wait_stream(self, requests, context):
         try:
@@ -216,6 +222,15 @@ async def test_hivemind_streams_much(rpc: RPC, served: Served, hivemind: Hivemin
 async def test_our_stream_fails(rpc: RPC, served: Served, hivemind: HivemindPeer):
     with pytest.raises(RuntimeError, match=r"P2PHandlerError.*SchemaMismatch: two are enough"):
         await hivemind.do("stream", peer_id=our_id(rpc), method="rpc_fail_later", numbers=[1, 2])
+
+
+async def test_our_stream_fails_while_hivemind_still_sends(rpc: RPC, served: Served, hivemind: HivemindPeer):
+    """Its p2pd closes the pipe between them when our stream ends; what its client has not read by then is lost."""
+    for _ in range(5):
+        with pytest.raises(RuntimeError, match=r"P2PHandlerError.*SchemaMismatch: none is wanted"):
+            await hivemind.do(
+                "stream_large", peer_id=our_id(rpc), method="Interop.fail_early", parts=10, size=2**22 - 256
+            )
 
 
 async def test_hivemind_gives_up_a_stream(rpc: RPC, served: Served, hivemind: HivemindPeer):

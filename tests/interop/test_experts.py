@@ -34,7 +34,8 @@ class HivemindClient:
 
     def _answer(self):
         answer = json.loads(self._process.stdout.readline())
-        assert "error" not in answer, answer
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
         return answer["result"]
 
 
@@ -78,6 +79,16 @@ def test_unary_and_streamed_calls(client, dht, tmp_path):
             assert torch.allclose(input_gradient, expected_gradient, atol=1e-4)
             assert not torch.equal(module.ffn.weight, server.experts["ffn.0"].module.ffn.weight), "it learned"
         assert server.experts["ffn.0"].update_count == 2
+
+
+def test_a_client_that_still_sends_hears_why_its_request_failed(client, dht, tmp_path):
+    """30 MiB of rows of another length, refused by their first part: the server reads on until the client has heard."""
+    with Server.create(expert_uids=["narrow.0"], hidden_dim=SIZE, dht=dht, start=True):
+        wide, gradient = torch.randn(80_000, SIZE + 32), torch.randn(80_000, SIZE)
+        with pytest.raises(RuntimeError, match=r"P2PHandlerError.*SchemaMismatch"):
+            train(client, tmp_path / "arrays.npz", "narrow.0", [wide], gradient)
+        outputs, _ = train(client, tmp_path / "arrays.npz", "narrow.0", [wide[:, :SIZE]], gradient)
+        assert outputs.shape == gradient.shape
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import trio
 from google.protobuf.wrappers_pb2 import BytesValue, Int32Value
 
-from hivemind_p2p.errors import DeadlineExceeded, ExpertFailed, MessageTooLarge, ProtocolNotSupported, RemoteError
+from hivemind_p2p.errors import (
+    DeadlineExceeded,
+    ExpertFailed,
+    MessageTooLarge,
+    ProtocolNotSupported,
+    RemoteError,
+    StreamError,
+)
+from hivemind_p2p.rpc import streaming
+from hivemind_p2p.wire import calls
 
 METHOD = "Test.rpc_stream"
 
@@ -240,3 +251,66 @@ async def test_an_item_of_4_mib_of_tensor_and_its_envelope_passes(autojump_clock
 
     async with stream(pair, large(), BytesValue) as responses:
         assert [len(response.value) async for response in responses] == [2**22 + 8]
+
+
+@pytest.fixture
+async def deaf(autojump_clock, pair):
+    """A stream whose handler has failed, of a caller that has more to send."""
+
+    async def fail(requests, context):
+        await anext(requests)
+        raise ExpertFailed("no such expert")
+        yield
+
+    pair[1].register_stream(METHOD, BytesValue, fail)
+    stream = await pair[0].network.open_stream(pair[1].network.peer_id, METHOD)
+    await stream.send_all(calls.item_head(0))
+    await trio.sleep(1)
+    yield stream
+    await stream.reset()
+
+
+async def failure(stream) -> bytes:
+    return await stream.receive_some()
+
+
+async def test_a_caller_that_still_sends_is_listened_to(deaf):
+    """What he sends is thrown away, so that nothing breaks under his hands before he has read the answer."""
+    for _ in range(40):
+        await deaf.send_all(bytes(2**20))
+    await trio.sleep(1)
+    assert b"no such expert" in await failure(deaf)
+    await deaf.send_eof()
+    assert await deaf.receive_some() == b""
+
+
+async def test_a_caller_that_never_stops_is_cut_off(deaf):
+    sent = 0
+    with suppress(StreamError):
+        while sent < 2**28:
+            await deaf.send_all(bytes(2**20))
+            sent += 2**20
+    assert streaming.READ_ON_BYTES <= sent <= streaming.READ_ON_BYTES + 2**25  # a window more
+
+
+async def test_a_caller_that_neither_sends_nor_ends_is_not_waited_for_long(deaf):
+    assert b"no such expert" in await failure(deaf)
+    began = trio.current_time()
+    assert await deaf.receive_some() == b""
+    assert trio.current_time() - began == pytest.approx(streaming.READ_ON_SECONDS - 1, abs=0.5)
+
+
+async def test_a_failure_behind_the_end_of_the_items_ends_the_stream_at_once(autojump_clock, pair):
+    async def fail(requests, context):
+        async for request in requests:
+            yield request
+        raise ExpertFailed("too late")
+
+    pair[1].register_stream(METHOD, Int32Value, fail)
+    stream = await pair[0].network.open_stream(pair[1].network.peer_id, METHOD)
+    await stream.send_all(calls.END_OF_ITEMS)
+    began = trio.current_time()
+    assert b"too late" in await failure(stream)
+    assert await stream.receive_some() == b""
+    assert trio.current_time() - began < 1
+    await stream.reset()
