@@ -11,6 +11,10 @@ WINDOW: Final = 128
 ENOUGH: Final = 16
 """Calls below which nothing is concluded."""
 MAX_KINDS: Final = 4096
+STUCK_AT_LEAST: Final = 5.0
+"""Seconds. A machine that is busy, or swaps, stands still for one or two now and then, and so does a link that loses
+packets; who takes that for the end throws away all that its experts have computed."""
+_STUCK: Final = 10
 _FORGETTING: Final = 0.95
 
 
@@ -50,9 +54,9 @@ class Latencies:
 
     def stuck_after(self, uid: str) -> float:
         """Seconds after which a call of an expert, whatever its size, looks as if it would never end: ten times what
-        the longest have taken, and a second at least; infinite while too little is known."""
+        the longest have taken, and :data:`STUCK_AT_LEAST`; infinite while too little is known."""
         count, longest = self._longest.get(uid, (0, 0.0))
-        return max(1.0, 10 * longest) if count >= ENOUGH else math.inf
+        return max(STUCK_AT_LEAST, _STUCK * longest) if count >= ENOUGH else math.inf
 
     def __repr__(self) -> str:
         return f"<Latencies of {len(self._durations)} kinds of calls>"
