@@ -15,13 +15,13 @@ from functools import lru_cache
 from typing import Final, TypeAlias
 
 from multiaddr import Multiaddr
-from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht.keys import DHTID, DICTIONARY_TAG, REGULAR_TAG, subkey_from
 from hivemind_p2p.errors import ProtocolViolation
 from hivemind_p2p.kademlia import SHA1, Contact, DictionaryValue, ValueWithExpiration, Verdict
 from hivemind_p2p.kademlia.records import Record
+from hivemind_p2p.transport.addresses import read_maddr
 from hivemind_p2p.wire import dht_pb2, msgpack
 from hivemind_p2p.wire.peer_id import PeerID
 
@@ -275,11 +275,9 @@ def _id(raw: bytes) -> DHTID:
 @lru_cache(_CACHED)  # every answer names many addresses, mostly the same ones, and reading one is slow
 def _maddr(raw: bytes) -> Multiaddr | None:
     try:
-        maddr = Multiaddr(raw)
-        str(maddr)  # parsing is lazy: what cannot be read as text cannot be read at all
-    except (MultiaddrError, ValueError, LookupError):
+        return read_maddr(raw)
+    except ValueError:
         return None
-    return maddr
 
 
 @lru_cache(_CACHED)  # likewise; and ids that are one object are equal at a glance

@@ -7,10 +7,9 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from multiaddr import Multiaddr
-from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.errors import StreamReset
-from hivemind_p2p.transport.addresses import split_peer
+from hivemind_p2p.transport.addresses import read_maddr, split_peer
 from hivemind_p2p.transport.api import Stream
 
 M = TypeVar("M", bound=Message)
@@ -64,7 +63,7 @@ def maddrs_in(encoded: Iterable[bytes], limit: int) -> list[Multiaddr]:
         if len(maddrs) >= limit:
             break
         try:
-            maddrs.append(split_peer(Multiaddr(raw))[0])
-        except (MultiaddrError, ValueError, LookupError):
+            maddrs.append(split_peer(read_maddr(raw))[0])
+        except ValueError:
             continue
     return maddrs

@@ -30,6 +30,20 @@ _FAMILIES: Final = {
 }
 
 
+def read_maddr(raw: bytes) -> Multiaddr:
+    """An address as peers send it, read to its end.
+
+    Raises:
+        ValueError: the bytes are none.
+    """
+    try:
+        maddr = Multiaddr(raw)
+        list(maddr.items()), str(maddr)  # reading is lazy, and each reads what the other does not
+    except (MultiaddrError, ValueError, LookupError, TypeError) as error:  # TypeError: it ends within a number
+        raise ValueError(f"{raw[:40].hex()!r} is not an address: {error}") from None
+    return maddr
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where a TCP address points: a host (an IP address or a name), a port, and the address family it allows."""

@@ -16,10 +16,9 @@ import trio
 from google.protobuf.message import DecodeError
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from multiaddr import Multiaddr
-from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.errors import StreamEnded, StreamReset
-from hivemind_p2p.transport.addresses import split_peer
+from hivemind_p2p.transport.addresses import read_maddr, split_peer
 from hivemind_p2p.transport.api import AGENT, Connection, PeerDescription, Stream, StreamHandler
 
 IDENTIFY: Final = "/ipfs/id/1.0.0"
@@ -88,8 +87,8 @@ def _maddrs(encoded: Iterable[bytes]) -> list[Multiaddr]:
     maddrs = []
     for raw in encoded:
         try:
-            maddrs.append(split_peer(Multiaddr(raw))[0])
-        except (MultiaddrError, ValueError, LookupError):
+            maddrs.append(split_peer(read_maddr(raw))[0])
+        except ValueError:
             continue
     return maddrs
 

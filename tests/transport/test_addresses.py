@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from multiaddr import Multiaddr
 
 from hivemind_p2p.transport.addresses import (
@@ -16,6 +18,7 @@ from hivemind_p2p.transport.addresses import (
     interface_ips,
     is_public,
     maddr_of,
+    read_maddr,
     split_peer,
     why_undialable,
     with_peer,
@@ -52,6 +55,18 @@ def test_dialable_addresses(text):
 )
 def test_addresses_that_make_no_sense_say_why(text, why):
     assert why in why_undialable(Multiaddr(text))
+
+
+@given(st.binary(max_size=40))
+@example(b"\xff")  # ends within a number
+@example(b"\xa5\x03")
+@example(b"*\x01\x00")
+def test_bytes_of_peers_are_an_address_or_a_value_error(raw: bytes):
+    try:
+        maddr = read_maddr(raw)
+    except ValueError:
+        return
+    assert len(list(maddr.items())) == len(list(maddr.protocols()))
 
 
 def test_the_peer_is_taken_off_and_put_on():

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from libp2p.identity.identify.pb.identify_pb2 import Identify
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
@@ -14,6 +15,7 @@ from hivemind_p2p.errors import DialError, ListenError, StreamReset
 from hivemind_p2p.transport.addresses import split_peer
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.transport.host import Host
+from hivemind_p2p.transport.identify import IDENTIFY
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.memory import MemoryWire
 from tests.transport.hosts import ECHO, echo, roundtrip
@@ -179,6 +181,22 @@ async def test_identify_tells_where_a_peer_listens(autojump_clock):
             await trio.testing.wait_all_tasks_blocked()
             assert [str(maddr) for maddr in one.addresses(three.peer_id)] == ["/ip4/10.0.0.3/tcp/4001"]
         assert one.connections(three.peer_id) == []
+
+
+@pytest.mark.parametrize("garbage", [b"\xff", b"\xa5\x03", b"\xff" * 40, b""])
+async def test_a_peer_that_says_garbage_about_itself_hurts_nobody(autojump_clock, garbage: bytes):
+    async with pair() as (_, one, two):
+        said = Identify(listen_addrs=[garbage, one.listen_maddrs[0].to_bytes()], observed_addr=garbage)
+
+        async def answer(stream: Stream) -> None:
+            await stream.send_all(bytes([said.ByteSize()]) + said.SerializeToString())
+
+        one.set_stream_handler(IDENTIFY, answer)
+        await two.connect(one.visible_maddrs[0])
+        await trio.testing.wait_all_tasks_blocked()
+        [connection] = two.connections()
+        assert connection.description.maddrs[-1] == one.listen_maddrs[0]
+        assert await roundtrip(two, one) == b"ping"
 
 
 async def test_addresses_on_the_wire_are_checked_like_sockets():
