@@ -12,6 +12,7 @@ concern; nothing in the package raises a bare ``Exception``.
     │   ├── ListenError             an address to listen on cannot be used (taken, not ours, malformed)
     │   ├── DialError               no known address of a peer answered; ``attempts`` says why for each
     │   ├── ProtocolNotSupported    the peer is there but does not speak the protocol
+    │   ├── RelayLimited            the peer is reached only through a relay that does not carry so much
     │   └── StreamError
     │       ├── StreamReset         the other side (or we) threw the stream away
     │       ├── StreamEnded         the other side finished before all expected bytes came
@@ -82,6 +83,20 @@ class DialError(TransportError):
 
 class ProtocolNotSupported(TransportError):
     """The peer answered, but does not speak the protocol that was asked for."""
+
+
+class RelayLimited(TransportError):
+    """The peer is reached only through a relay that does not carry so much. Nothing was sent.
+
+    Attributes:
+        relay: base58 text of the relay's peer id.
+        size: bytes that it carries on one connection, in each direction.
+    """
+
+    def __init__(self, message: str, *, relay: str = "", size: float = 0.0) -> None:
+        super().__init__(message)
+        self.relay = relay
+        self.size = size
 
 
 class StreamError(TransportError):

@@ -216,13 +216,18 @@ class Node:
         [address] = _addresses("maddr", [maddr])
         return await self.network.connect(_with_peer_id(address))
 
-    async def open_stream(self, peer_id: PeerID, protocol: str) -> Stream:
+    async def open_stream(self, peer_id: PeerID, protocol: str, *, carries: int = 0) -> Stream:
         """Open a stream to a peer, finding its address in the DHT and connecting first when needed.
+
+        Args:
+            carries: bytes that are to go over it in one direction, the more of the two, as far as that is known. What
+                a relay would cut off (foreign ones carry 128 KiB) then waits for a direct connection.
 
         Raises:
             DialError, ProtocolNotSupported, StreamError
+            RelayLimited: only a relay leads to the peer that does not carry so much.
         """
-        return await self.network.open_stream(peer_id, protocol)
+        return await self.network.open_stream(peer_id, protocol, carries=carries)
 
     def set_stream_handler(self, protocol: str, handler: StreamHandler | None) -> None:
         """Serve a protocol of your own: ``async def handler(stream)``; ``None`` stops serving it."""

@@ -34,6 +34,7 @@ from hivemind_p2p.errors import (
     NodeClosed,
     Overloaded,
     ProtocolNotSupported,
+    RelayLimited,
     SchemaMismatch,
     StreamError,
 )
@@ -46,7 +47,7 @@ FIRST_PAUSE: Final = 0.1
 """Seconds before a peer that has no room is asked again; each time twice as long, give or take a half."""
 SOONEST_HEDGE: Final = 0.01
 """Seconds below which a second attempt could not win much."""
-_NOTHING_COMPUTED: Final = (DialError, ProtocolNotSupported, ExpertNotFound, Overloaded)
+_NOTHING_COMPUTED: Final = (DialError, RelayLimited, ProtocolNotSupported, ExpertNotFound, Overloaded)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,9 @@ class _Call:
         request = await beside_the_network(self.largest, self._pack)
         method = f"ConnectionHandler.rpc_{self.direction}"
         kind = ExpertMessage
-        answer = await self.rpc.call(self.expert.peer_id, method, request, kind, timeout=self.timeout)
+        answer = await self.rpc.call(
+            self.expert.peer_id, method, request, kind, timeout=self.timeout, carries=self.largest
+        )
         self.notes, self.came = answer.metadata, [tensor.compression for tensor in answer.tensors]
         return await beside_the_network(self.largest, self._unpack, answer)
 
@@ -178,7 +180,7 @@ class _Call:
         method = f"ConnectionHandler.rpc_{self.direction}_stream"
         kind = ExpertMessage
         async with self.rpc.stream_call(
-            self.expert.peer_id, method, self._parts(), kind, timeout=self.timeout
+            self.expert.peer_id, method, self._parts(), kind, timeout=self.timeout, carries=self.largest
         ) as responses:
             async for response in responses:
                 self.notes = self.notes or response.metadata

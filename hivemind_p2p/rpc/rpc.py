@@ -129,24 +129,33 @@ class RPC:
             self.network.set_stream_handler(method, None)
 
     async def call(
-        self, peer_id: PeerID, method: str, request: Message, response_type: type[R], *, timeout: float | None = None
+        self,
+        peer_id: PeerID,
+        method: str,
+        request: Message,
+        response_type: type[R],
+        *,
+        timeout: float | None = None,
+        carries: int = 0,
     ) -> R:
         """Call a method of a peer, connecting first when needed.
 
         Args:
             timeout: seconds for the whole call; by default ``settings.timeout``.
+            carries: bytes of the answer, where that is known; see ``Network.open_stream``.
 
         Raises:
             DeadlineExceeded: no answer in time.
             RemoteError: the peer's handler failed.
             MessageTooLarge: the request or the answer is above ``settings.max_message_bytes``.
             ProtocolViolation: the answer is garbage.
-            DialError, ProtocolNotSupported, StreamError: the peer cannot be reached, or does not serve the method.
+            DialError, RelayLimited, ProtocolNotSupported, StreamError: the peer cannot be reached, or not with so much,
+                or does not serve the method.
             NodeClosed: this ``RPC`` is not running, or stopped meanwhile.
         """
         call = UnaryCall(peer_id.to_bytes(), method, request, self.settings.max_message_bytes)
         with self._call(CallStarted(peer_id, method, outbound=True, request=request), timeout):
-            stream = await self.network.open_stream(peer_id, method)
+            stream = await self.network.open_stream(peer_id, method, carries=max(call.size, carries))
             try:
                 response = await call.on(stream, response_type, partial(self.speeds.add, peer_id))
             except BaseException:
@@ -164,6 +173,7 @@ class RPC:
         response_type: type[R],
         *,
         timeout: float | None = None,
+        carries: int = 0,
     ) -> AbstractAsyncContextManager[AsyncIterator[R]]:
         """Call a method of a peer that takes or gives items::
 
@@ -176,18 +186,24 @@ class RPC:
             requests: the items to send; taken as fast as the peer takes them, in another task. A generator is closed
                 at the end.
             timeout: seconds for the whole block; by default ``settings.timeout``.
+            carries: bytes of all requests or of all responses, whichever is more, where that is known.
 
         Raises:
             What :meth:`call` raises, and what ``requests`` raises, when a response is asked for.
         """
-        return self._stream_call(CallStarted(peer_id, method, outbound=True), requests, response_type, timeout)
+        return self._stream_call(CallStarted(peer_id, method, outbound=True), requests, response_type, timeout, carries)
 
     @asynccontextmanager
     async def _stream_call(
-        self, call: CallStarted, requests: AsyncIterable[Message], response_type: type[R], timeout: float | None
+        self,
+        call: CallStarted,
+        requests: AsyncIterable[Message],
+        response_type: type[R],
+        timeout: float | None,
+        carries: int,
     ) -> AsyncIterator[AsyncIterator[R]]:
         with self._call(call, timeout):
-            stream = await self.network.open_stream(call.peer_id, call.method)
+            stream = await self.network.open_stream(call.peer_id, call.method, carries=carries)
             responses = StreamCall(stream, response_type, self._item_limit, partial(self.speeds.add, call.peer_id))
             failure: Exception | None = None
             try:

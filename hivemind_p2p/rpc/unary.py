@@ -45,11 +45,12 @@ class UnaryCall:
         self._data = pieces_of(request)
         length = sum(map(len, self._data))
         self._head = calls.unary_request_head(self._call_id, peer_id, method, length)
-        size = len(self._head) + length
-        if size > limit:
+        self.size = len(self._head) + length
+        """Bytes of the request."""
+        if self.size > limit:
             raise MessageTooLarge(
-                f"a call of {method} with {size} bytes is above the limit of {limit} (rpc.max_message_bytes): send less"
-                " at once, or use the streaming call"
+                f"a call of {method} with {self.size} bytes is above the limit of {limit} (rpc.max_message_bytes): send "
+                "less at once, or use the streaming call"
             )
 
     async def on(self, stream: Stream, response_type: type[M], timed: Timed | None = None) -> M:

@@ -76,7 +76,7 @@ class MemoryNetwork(Background):
             await self._running().dial(peer_id, [bare])
         return peer_id
 
-    async def open_stream(self, peer_id: PeerID, protocol: str) -> Stream:
+    async def open_stream(self, peer_id: PeerID, protocol: str, *, carries: int = 0) -> Stream:
         dialer = self._running()
         if peer_id == self.peer_id:
             raise DialError("cannot open a stream to this peer itself", peer_id=peer_id.base58)

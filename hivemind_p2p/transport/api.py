@@ -163,11 +163,15 @@ class Network(Protocol):
             DialError
         """
 
-    async def open_stream(self, peer_id: PeerID, protocol: str) -> Stream:
+    async def open_stream(self, peer_id: PeerID, protocol: str, *, carries: int = 0) -> Stream:
         """Open a stream to a peer, connecting first when needed.
+
+        Args:
+            carries: bytes that are to go over it in one direction, the more of the two, as far as that is known.
 
         Raises:
             DialError, ProtocolNotSupported, StreamError
+            RelayLimited: only a relay leads to the peer that does not carry so much.
         """
 
     def set_stream_handler(self, protocol: str, handler: StreamHandler | None) -> None:

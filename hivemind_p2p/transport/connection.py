@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 _HANDLERS_PER_STREAM: Final = 2
 """The muxer bounds open streams; a handler may outlive its stream for a while, but not without bound."""
 
+_LAST_SECONDS: Final = 5.0
+"""Seconds before a relay cuts a circuit in which nothing new is begun on it."""
+_PER_STREAM: Final = 512
+_SHAKING_HANDS: Final = 4096
 _UNUSED: Final = 0.02
 """Seconds that a new stream waits for its first write, with which it would cost no packet of its own."""
 
@@ -71,6 +76,8 @@ class MuxedConnection(KeptConnection):
         muxer.relayed = relay is not None
         self._settings = settings
         self._serving = 0
+        self._promised = 0
+        """Bytes that are to go over it, or went."""
         self._warned = False
         self._known = {IDENTIFY}
         """Protocols that the peer speaks; who does not speak this one says so as soon as it is asked."""
@@ -89,10 +96,21 @@ class MuxedConnection(KeptConnection):
     def traffic(self) -> Traffic:
         return self._muxer.traffic
 
-    async def open_stream(self, protocol: str, *, hopeful: bool = False) -> Stream:
+    @property
+    def room(self) -> float:
+        """Bytes that may still go over it in each direction, before a relay cuts it."""
+        if self.limit is None:
+            return math.inf
+        last = min(_LAST_SECONDS, self.limit.seconds / 10)
+        if trio.current_time() - self.opened_at > self.limit.seconds - last:
+            return 0.0
+        return usable(self.limit) - max(*self.traffic, self._promised)
+
+    async def open_stream(self, protocol: str, *, hopeful: bool = False, carries: int = 0) -> Stream:
         """Open a stream for a protocol: at once when the peer is known to speak it, else once it has agreed.
 
         Args:
+            carries: bytes that are to go over it in one direction.
             hopeful: at once in any case. When the peer does not speak it, the first read says so.
 
         Raises:
@@ -100,6 +118,7 @@ class MuxedConnection(KeptConnection):
         """
         asking = Asking(protocol)
         self.used_at = trio.current_time()
+        self._promised += carries + _PER_STREAM
         inner = await self._muxer.open_stream()
         stream = NegotiatedStream(
             inner, protocol, unsent=asking.opening, asking=asking, known=self._known, unheard=self._unheard
@@ -222,6 +241,11 @@ class MuxedConnection(KeptConnection):
         state = "closed" if self.closed else f"{self._muxer.stream_count} streams"
         way = "" if self.relay is None else " limited" if self.limit is not None else " relayed"
         return f"<Connection{way} {'to' if self.outbound else 'from'} {self.peer_id!r} at {self.remote_maddr}, {state}>"
+
+
+def usable(limit: CircuitLimit) -> float:
+    """Bytes of ours that a circuit carries: some go to encryption, multiplexing and knowing each other."""
+    return 0.98 * limit.size - _SHAKING_HANDS
 
 
 async def run_handler(handler: StreamHandler, stream: Stream) -> None:

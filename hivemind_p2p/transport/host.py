@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final
 
 import trio
@@ -50,16 +51,16 @@ from hivemind_p2p.transport.dialer import Dialer
 from hivemind_p2p.transport.establish import CircuitDialer, Establisher
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.introductions import Introductions
+from hivemind_p2p.transport.limited import with_room
 from hivemind_p2p.transport.listeners import Listeners
 from hivemind_p2p.transport.punch import Punch, Puncher
 from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.transport.registry import ConnectionRegistry
 from hivemind_p2p.transport.tcp import TCPTransport
-from hivemind_p2p.transport.weeding import doubt, weed
+from hivemind_p2p.transport.weeding import doubt, retire, weed
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
-_RETIRE_AFTER: Final = 5.0
 _PING_IDLE: Final = 120.0
 
 
@@ -109,6 +110,7 @@ class Host(Background):
         self._handshakes = 0
         self._dialer: Dialer[MuxedConnection] | None = None
         self._puncher: Puncher | None = None
+        self._registered = trio.Event()
         self._extra_maddrs: tuple[Multiaddr, ...] = ()
         self.on_identified: Callable[[MuxedConnection], None] = lambda connection: None
         """Called each time that a peer has said who it is."""
@@ -241,24 +243,30 @@ class Host(Background):
             raise
         return connection
 
-    async def open_stream(self, peer_id: PeerID, protocol: str) -> Stream:
-        """Open a stream to a peer, connecting first when needed.
+    async def open_stream(self, peer_id: PeerID, protocol: str, *, carries: int = 0) -> Stream:
+        """Open a stream to a peer, connecting first when needed. What a relay would cut off waits (``limited``).
+
+        Args:
+            carries: bytes that are to go over it in one direction, the more of the two, as far as that is known.
 
         Raises:
-            DialError, ProtocolNotSupported, StreamError
+            DialError, ProtocolNotSupported, RelayLimited, StreamError
         """
         dialer = self._running()[1]
         connection = self._connections.best(peer_id)
-        if connection is not None:
+        if connection is not None and connection.room >= carries:
             try:
-                return await connection.open_stream(protocol)
+                return await connection.open_stream(protocol, carries=carries)
             except ConnectionLost:  # it had died without our knowing; nothing was asked on it yet
                 if not connection.closed:
                     raise
         if peer_id == self.peer_id:
             raise DialError("cannot open a stream to this peer itself", peer_id=peer_id.base58)
         connection = self._connections.best(peer_id) or await dialer.dial(peer_id)
-        return await connection.open_stream(protocol)
+        if connection.room < carries:
+            best, dial = partial(self._connections.best, peer_id), partial(dialer.dial, peer_id)
+            connection = await with_room(connection, carries, best, dial, lambda: self._registered.wait())
+        return await connection.open_stream(protocol, carries=carries)
 
     def set_stream_handler(self, protocol: str, handler: StreamHandler | None) -> None:
         """Serve a protocol; ``None`` stops serving it.
@@ -349,9 +357,11 @@ class Host(Background):
             self._connections.remove(idle)
             nursery.start_soon(idle.aclose)
         for loser in self._connections.add(connection):
-            nursery.start_soon(self._retire, loser)
+            nursery.start_soon(retire, loser, self._connections.best)
         doubt(self.connections(connection.peer_id), connection, nursery)
         self._book.heard_of(connection.peer_id)
+        self._registered.set()
+        self._registered = trio.Event()
         nursery.start_soon(self._serve, connection)
         assert self._puncher is not None
         self._puncher.connected(connection)
@@ -371,15 +381,6 @@ class Host(Background):
             self._connections.remove(connection)
             connection.identified.set()
             connection.ended.set()
-
-    async def _retire(self, connection: MuxedConnection) -> None:
-        """Close a connection that another one replaced, once it is idle for a while, unless it is in use again."""
-        while not connection.closed:
-            await trio.sleep(_RETIRE_AFTER)
-            if self._connections.best(connection.peer_id) is connection:
-                return
-            if connection.idle and trio.current_time() - connection.used_at >= _RETIRE_AFTER:
-                await connection.aclose()
 
     def _describe(self, observed: Multiaddr | None) -> bytes:
         return identify.describe(

@@ -1,23 +1,40 @@
-"""Connections that may be dead without our knowing: since our network changed, or since the peer connected anew.
+"""Connections to be rid of: those that another one replaced, and those that may be dead without our knowing.
 
-TCP itself goes on trying for a quarter of an hour, and whoever waits for an answer waits as long.
+They may be dead since our network changed, or the peer's, which then connects anew. TCP itself goes on trying for a
+quarter of an hour, and whoever waits for an answer waits as long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import trio
 
 from hivemind_p2p.transport.connection import MuxedConnection
+from hivemind_p2p.wire.peer_id import PeerID
 
+_RETIRE_AFTER: Final = 5.0
 _CHANGED: Final = "this machine's network changed"
 _PATIENCE: Final = 5.0
 """Seconds that a peer may take to show that a connection lives that we doubt."""
 _CROSS_DIALS: Final = 2.0
 """Seconds within which a second connection is rather a sign of a busy peer than of a dead connection."""
 _PATIENCE_WHEN_BUSY: Final = 10.0
+
+
+async def retire(connection: MuxedConnection, best: Callable[[PeerID], MuxedConnection | None]) -> None:
+    """Close a connection that another one replaced, once it is idle for a while, unless it is in use again.
+
+    Args:
+        best: the connection in use to a peer.
+    """
+    while not connection.closed:
+        await trio.sleep(_RETIRE_AFTER)
+        if best(connection.peer_id) is connection:
+            return
+        if connection.idle and trio.current_time() - connection.used_at >= _RETIRE_AFTER:
+            await connection.aclose()
 
 
 def doubt(connections: Sequence[MuxedConnection], newest: MuxedConnection, nursery: trio.Nursery) -> None:

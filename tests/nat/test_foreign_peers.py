@@ -63,11 +63,22 @@ async def test_we_are_reached_through_a_relay_of_theirs(lab: Lab, start: Callabl
         assert limit in LIMITS[kind]
         assert two.ask("limit", one.peer_id) == limit
         if limit is not None and limit[1] == LITTLE:
-            with pytest.raises(PeerFailed, match="ConnectionLost"):
-                await ask(one, "send", two.peer_id, MIB)
-            assert await ask(one, "call_until", two.peer_id, f"relayed by {relay}", 20.0) < 20
+            with pytest.raises(PeerFailed, match=r"RelayLimited: .* carries 131072 bytes on a connection"):
+                await ask(one, "send", two.peer_id, MIB, 3.0)
+            assert await ask(one, "call", two.peer_id) == f"relayed by {relay}"
+            for _ in range(4):  # together more than a circuit carries
+                assert (await ask(one, "send", two.peer_id, LITTLE // 2))[1] == f"relayed by {relay}"
         else:
             assert (await ask(one, "send", two.peer_id, 4 * MIB))[1] == f"relayed by {relay}"
+
+
+async def test_what_a_relay_of_theirs_does_not_carry_waits_for_the_direct_connection(
+    lab: Lab, start: Callable[..., Peer]
+):
+    async with foreign_relay("js", lab.public("relay")) as (_, maddr):
+        one, two = (start(lab.site(name, "port-restricted").host, initial_peers=[maddr], dht=False) for name in "ab")
+        assert await ask(one, "connect", circuit_of(two)) < 20
+        assert (await ask(one, "send", two.peer_id, 4 * MIB))[1] == "direct"
 
 
 # We relay

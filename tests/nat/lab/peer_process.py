@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -263,10 +264,15 @@ class Commands:
                 await trio.sleep(0.1)
         raise HivemindError(f"{uid} did not compute within {seconds:g} s: {last}")
 
-    async def send(self, peer: str, size: int) -> tuple[float, str]:
-        """Send bytes to the peer's sink; seconds until it had them all, and the path."""
+    async def send(self, peer: str, size: int, patience: float = math.inf) -> tuple[float, str]:
+        """Send bytes to the peer's sink; seconds until it had them all, and the path.
+
+        Args:
+            patience: seconds for finding a path that carries so much.
+        """
         chunk = memoryview(os.urandom(min(size, _CHUNK)))
-        stream = await self.node.open_stream(PeerID.from_base58(peer), SINK)
+        with trio.fail_after(patience):
+            stream = await self.node.open_stream(PeerID.from_base58(peer), SINK, carries=size)
         async with stream:
             began = time.perf_counter()
             for start in range(0, size, _CHUNK):
