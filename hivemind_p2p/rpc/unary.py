@@ -49,8 +49,8 @@ class UnaryCall:
         """Bytes of the request."""
         if self.size > limit:
             raise MessageTooLarge(
-                f"a call of {method} with {self.size} bytes is above the limit of {limit} (rpc.max_message_bytes): send "
-                "less at once, or use the streaming call"
+                f"a call of {method} with {self.size} bytes is above the limit of {limit} (rpc.max_message_bytes): "
+                "send less at once, or use the streaming call"
             )
 
     async def on(self, stream: Stream, response_type: type[M], timed: Timed | None = None) -> M:

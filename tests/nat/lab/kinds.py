@@ -57,7 +57,8 @@ def nat_rules(kind: str, ip: str) -> str:
             else:
                 pre += f"  iifname lan ip daddr {ip} meta l4proto {proto} dnat to {back} map @{proto}m\n"
         if kind == "hairpin":
-            post = f"  oifname lan ct status dnat ip saddr 192.168.0.0/16 snat to {ip}\n"
+            inside = "{ 192.168.0.0/16, 100.64.0.0/10 }"
+            post = f"  oifname lan ct status dnat ip saddr {inside} snat to {ip}\n"
     block = "  meta l4proto udp drop\n" if kind == "udp-blocked" else ""
     return f"""
 table ip natlab {{

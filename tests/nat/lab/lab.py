@@ -44,6 +44,14 @@ class Site:
         return self.routers[0] if self.routers else None
 
 
+@dataclass
+class Carrier:
+    router: Host
+    network: str
+    """The first three bytes of the addresses of its customers."""
+    homes: int = 0
+
+
 class Lab:
     """delay_ms: one-way delay of each endpoint's access link (a path crosses two). With any delay, loss or rate the
     public switch is a userspace process part of this program; without, it is a kernel bridge."""
@@ -142,23 +150,37 @@ class Lab:
                 )
             site = Site(name, kind, host.ip, [host], [])
         elif kind.startswith("cgnat"):
-            self._ns(f"{name}-cgn")
-            public_ip = self._uplink(f"{name}-cgn", delay_ms)
-            lan = next(self._lans)
-            carrier = Host(f"{name}-cgn", self.prefix + f"{name}-cgn", public_ip)
-            self._lan(f"{name}-cgn", f"100.64.{lan}.1/24")
-            self._ns(f"{name}-rt")
-            self._join(f"{name}-rt", "wan", f"{name}-cgn", f"100.64.{lan}.2/24", f"100.64.{lan}.1")
-            self._nat(carrier, "symmetric" if kind.endswith("symmetric") else "port-restricted")
-            router = Host(f"{name}-rt", self.prefix + f"{name}-rt", f"100.64.{lan}.2")
-            site = Site(name, kind, public_ip, self._behind(name, hosts, lan), [router, carrier])
-            self._nat(router, "port-restricted")
+            carrier = self.carrier(f"{name}-cgn", kind.partition("-")[2] or "port-restricted", delay_ms)
+            site = self.home(name, carrier, hosts=hosts, lan=lan)
+            site.kind = kind
         else:
             self._ns(f"{name}-rt")
             public_ip = self._uplink(f"{name}-rt", delay_ms)
             router = Host(f"{name}-rt", self.prefix + f"{name}-rt", public_ip)
             site = Site(name, kind, public_ip, self._behind(name, hosts, lan), [router])
             self._nat(router, kind)
+        for host in site.hosts:
+            host.site = site
+            self.hosts[host.name] = host
+        self.sites[name] = site
+        return site
+
+    def carrier(self, name: str, kind: str, delay_ms: float | None = None) -> Carrier:
+        """The NAT of a provider, in front of the homes of its customers."""
+        self._ns(name)
+        router = Host(name, self.prefix + name, self._uplink(name, delay_ms))
+        carrier = Carrier(router, f"100.64.{next(self._lans)}")
+        self._lan(name, f"{carrier.network}.1/24")
+        self._nat(router, kind)
+        return carrier
+
+    def home(self, name: str, carrier: Carrier, hosts: int = 1, lan: int | None = None) -> Site:
+        """A port-restricted NAT behind a carrier's."""
+        carrier.homes += 1
+        router = Host(f"{name}-rt", self._ns(f"{name}-rt"), f"{carrier.network}.{carrier.homes + 1}")
+        self._join(router.name, "wan", carrier.router.name, f"{router.ip}/24", f"{carrier.network}.1")
+        site = Site(name, "home", carrier.router.ip, self._behind(name, hosts, lan), [router, carrier.router])
+        self._nat(router, "port-restricted")
         for host in site.hosts:
             host.site = site
             self.hosts[host.name] = host

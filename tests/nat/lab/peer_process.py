@@ -231,6 +231,11 @@ class Commands:
                 await trio.sleep(0.1)
         raise HivemindError(f"no call was {path} within {seconds:g} s: {last}")
 
+    async def close(self, peer: str) -> None:
+        """Close all connections to a peer, as one does that ends well."""
+        for connection in self.node.connections(PeerID.from_base58(peer)):
+            await connection.aclose()
+
     async def hold(self, peer: str) -> str:
         """Begin a call that is never answered to its end; how it failed."""
         stream = await self.node.open_stream(PeerID.from_base58(peer), ECHO)
