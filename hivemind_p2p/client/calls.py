@@ -189,6 +189,8 @@ class _Call:
                     if encoded is not None:
                         self.came.append(encoded.header.compression)
                         answer += [await beside_the_network(encoded.length, encoded.decode)]
+                    elif ahead := assembler.ahead:
+                        await beside_the_network(ahead, assembler.decode_ahead)
         assembler.finish()
         return answer
 

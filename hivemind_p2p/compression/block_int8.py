@@ -2,8 +2,8 @@
 
 What travels is one record for each block, one after the other: its scale (float32), then a signed byte for each
 element; the last one may be shorter. 1.6 % more than the bytes themselves, so that a single row of 1024 float32 shrinks
-3.9 times. There is no codebook, and no record needs another: parts of a tensor can be encoded while earlier ones are
-under way.
+3.9 times. There is no codebook, and no record needs another: parts of a tensor can be encoded and decoded while others
+are under way.
 
 Where blocks are alike in size, evenly spaced values err least: by 0.7 % of normally distributed numbers (relative L2),
 half of what hivemind's 8-bit codecs do; an outlier costs the precision of its own block only. A block with NaN or
@@ -20,8 +20,8 @@ from typing import Final
 import torch
 
 from hivemind_p2p.compression.chunks import CHUNK, Scratch
-from hivemind_p2p.compression.codec import FLOATING
-from hivemind_p2p.compression.memory import SectionReader, SectionWriter
+from hivemind_p2p.compression.codec import FLOATING, DecodesAhead
+from hivemind_p2p.compression.memory import SectionWriter
 
 BLOCK: Final = 256
 RECORD: Final = 4 + BLOCK
@@ -29,7 +29,7 @@ _LEAST: Final = 1e-35  # of a magnitude; the inverse of smaller ones is beyond f
 _AT_ONCE: Final = CHUNK // BLOCK
 
 
-class BlockInt8Codec:
+class BlockInt8Codec(DecodesAhead):
     """Works block by block, see the module."""
 
     writes = reads = FLOATING
@@ -54,14 +54,20 @@ class BlockInt8Codec:
         length = 4 * -(-numel // BLOCK) + numel
         return length, length
 
-    def decode(self, sections: SectionReader, size: tuple[int, ...], dtype: torch.dtype, length: int) -> torch.Tensor:
-        tensor = torch.empty(size, dtype=dtype, device="cpu")
-        records, flat = sections.take(torch.uint8, length), tensor.view(-1)
-        whole = tensor.numel() // BLOCK
-        _decode(records[: whole * RECORD].view(whole, RECORD), flat[: whole * BLOCK].view(whole, BLOCK))
-        if whole * BLOCK < len(flat):
-            _decode(records[whole * RECORD :][None], flat[whole * BLOCK :][None])
-        return tensor
+    def total(self, octets: torch.Tensor, numel: int) -> int:
+        return self.lengths((numel,), torch.float32)[0]
+
+    def decode_some(self, octets: torch.Tensor, into: torch.Tensor, done: int) -> int:
+        first, whole = done // BLOCK, min(len(octets) // RECORD, len(into) // BLOCK)
+        _decode(
+            octets[first * RECORD : whole * RECORD].view(-1, RECORD),
+            into[first * BLOCK : whole * BLOCK].view(-1, BLOCK),
+        )
+        rest = len(into) - whole * BLOCK
+        if 0 < rest < BLOCK and len(octets) == whole * RECORD + 4 + rest:
+            _decode(octets[whole * RECORD :][None], into[whole * BLOCK :][None])
+            return len(into)
+        return whole * BLOCK
 
 
 def _encode(flat: torch.Tensor) -> bytes:

@@ -18,16 +18,17 @@ from typing import Final
 import torch
 
 from hivemind_p2p.compression.chunks import CHUNK, Scratch, chunks
-from hivemind_p2p.compression.codebook import CODES, check_indices, check_length
-from hivemind_p2p.compression.codec import FLOATING
-from hivemind_p2p.compression.memory import SectionReader, SectionWriter
+from hivemind_p2p.compression.codebook import CODES, check_indices, read_codes
+from hivemind_p2p.compression.codec import FLOATING, DecodesAhead
+from hivemind_p2p.compression.memory import SectionWriter
+from hivemind_p2p.errors import CodecError
 
 BLOCK: Final = 4096
 _DROPPED_BITS: Final = 11  # of a float32; 12 bits of its mantissa remain, which is enough to find the nearest value
 _KEYS: Final = 2 ** (32 - _DROPPED_BITS)
 
 
-class BlockwiseCodec:
+class BlockwiseCodec(DecodesAhead):
     """Finds the nearest value of the map with one look-up, by the upper bits of the float32."""
 
     writes = reads = FLOATING
@@ -61,27 +62,43 @@ class BlockwiseCodec:
         least = 16 + 4 * _blocks(numel) + numel
         return least, least + 4 * CODES
 
-    def decode(self, sections: SectionReader, size: tuple[int, ...], dtype: torch.dtype, length: int) -> torch.Tensor:
-        numel = math.prod(size)
-        blocks, codes = sections.take_int64(), sections.take_int64()
-        check_length(16 + 4 * _blocks(numel) + 4 * codes + numel, length)
-        check_length(16 + 4 * blocks + 4 * codes + numel, length)
-        magnitudes, codebook = sections.take(torch.float32, blocks), sections.take(torch.float32, codes)
-        indices = sections.take(torch.uint8, numel)
+    def total(self, octets: torch.Tensor, numel: int) -> int:
+        return _head(octets, numel)[0] + numel
+
+    def decode_some(self, octets: torch.Tensor, into: torch.Tensor, done: int) -> int:
+        if len(octets) < 16:
+            return done
+        head, codes = _head(octets, len(into))
+        end = min(len(octets) - head, len(into))
+        if end < len(into):
+            end -= end % BLOCK  # whole blocks, until the last one
+        if end <= done:
+            return done
+        magnitudes = octets[16 : head - 4 * codes].view(torch.float32)[done // BLOCK : _blocks(end)]
+        codebook, indices = octets[head - 4 * codes : head].view(torch.float32), octets[head + done : head + end]
         check_indices(indices, codes)
-        tensor = torch.empty(size, dtype=dtype, device="cpu")
         scratch = Scratch()
         per_block = torch.split(magnitudes, CHUNK // BLOCK)
-        for largest, (into, named) in zip(per_block, chunks(tensor.view(-1), indices), strict=True):
-            values = into if dtype == torch.float32 else scratch(torch.float32, len(into))
+        for largest, (part, named) in zip(per_block, chunks(into[done:end], indices), strict=True):
+            values = part if into.dtype == torch.float32 else scratch(torch.float32, len(part))
             torch.index_select(codebook, 0, scratch(torch.int64, len(named)).copy_(named), out=values)
             whole = len(values) // BLOCK
             values[: whole * BLOCK].view(-1, BLOCK).mul_(largest[:whole, None])
             if whole < len(largest):  # the last block may be shorter
                 values[whole * BLOCK :].mul_(largest[whole])
-            if values is not into:
-                into.copy_(values)
-        return tensor
+            if values is not part:
+                part.copy_(values)
+        return end
+
+
+def _head(octets: torch.Tensor, numel: int) -> tuple[int, int]:
+    """The bytes before the indices, and the length of the map, as the header says."""
+    blocks, codes = int(octets[:8].view(torch.int64)), read_codes(octets, 8)
+    if blocks != _blocks(numel):
+        raise CodecError(
+            f"the sections are {blocks} blocks by their headers, and {numel} elements are {_blocks(numel)}"
+        )
+    return 16 + 4 * blocks + 4 * codes, codes
 
 
 def _blocks(numel: int) -> int:

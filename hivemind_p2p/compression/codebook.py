@@ -18,8 +18,8 @@ from typing import Final, TypeAlias
 import torch
 
 from hivemind_p2p.compression.chunks import CHUNK, Scratch, chunks
-from hivemind_p2p.compression.codec import FLOATING
-from hivemind_p2p.compression.memory import SectionReader, SectionWriter
+from hivemind_p2p.compression.codec import FLOATING, DecodesAhead
+from hivemind_p2p.compression.memory import SectionWriter
 from hivemind_p2p.errors import CodecError
 
 CODES: Final = 256
@@ -76,7 +76,7 @@ Quantizer: TypeAlias = Callable[[torch.Tensor, Extent], Bins]
 """Looks at a tensor (one-dimensional, contiguous, floating), and decides on bins."""
 
 
-class CodebookCodec:
+class CodebookCodec(DecodesAhead):
     """One codebook for the whole tensor, a value for each of the bins into which a quantizer puts the elements."""
 
     writes = reads = FLOATING
@@ -101,16 +101,23 @@ class CodebookCodec:
     def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
         return 8 + math.prod(size), 8 + 4 * CODES + math.prod(size)
 
-    def decode(self, sections: SectionReader, size: tuple[int, ...], dtype: torch.dtype, length: int) -> torch.Tensor:
-        numel, codes = math.prod(size), sections.take_int64()
-        check_length(8 + 4 * codes + numel, length)
-        codebook, indices = sections.take(torch.float32, codes).to(dtype), sections.take(torch.uint8, numel)
+    def total(self, octets: torch.Tensor, numel: int) -> int:
+        return 8 + 4 * read_codes(octets, 0) + numel
+
+    def decode_some(self, octets: torch.Tensor, into: torch.Tensor, done: int) -> int:
+        if len(octets) < 8:
+            return done
+        codes = read_codes(octets, 0)
+        head = 8 + 4 * codes
+        end = min(len(octets) - head, len(into))
+        if end <= done:
+            return done
+        codebook, indices = octets[8:head].view(torch.float32).to(into.dtype), octets[head + done : head + end]
         check_indices(indices, codes)
-        tensor = torch.empty(size, dtype=dtype, device="cpu")
         scratch = Scratch()
-        for chunk, named in chunks(tensor.view(-1), indices):
+        for chunk, named in chunks(into[done:end], indices):
             torch.index_select(codebook, 0, scratch(torch.int64, len(named)).copy_(named), out=chunk)
-        return tensor
+        return end
 
 
 def _fill(indices: torch.Tensor, flat: torch.Tensor, bins: Bins) -> torch.Tensor:
@@ -137,7 +144,9 @@ def check_indices(indices: torch.Tensor, codes: int) -> None:
         raise CodecError(f"an index of {int(indices.max())} into a codebook of {codes} values")
 
 
-def check_length(expected: int, length: int) -> None:
-    """Refuse bytes whose own header says another number than there are."""
-    if expected != length:
-        raise CodecError(f"the sections are {expected} bytes by their headers, and {length} came")
+def read_codes(octets: torch.Tensor, start: int) -> int:
+    """The length of a codebook, from the eight bytes behind ``start``; refuse one that no byte can name all of."""
+    codes = int(octets[start : start + 8].view(torch.int64))
+    if not 0 <= codes <= CODES:
+        raise CodecError(f"the codebook has {codes} values by their headers, and a byte names one of {CODES}")
+    return codes

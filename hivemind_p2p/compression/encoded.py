@@ -16,7 +16,7 @@ import torch
 from hivemind_p2p.compression.block_int8 import BlockInt8Codec
 from hivemind_p2p.compression.blockwise import BlockwiseCodec
 from hivemind_p2p.compression.codebook import CodebookCodec
-from hivemind_p2p.compression.codec import DTYPES, Codec
+from hivemind_p2p.compression.codec import DTYPES, Codec, DecodesAhead
 from hivemind_p2p.compression.half import Float16, MeanStd16Bit
 from hivemind_p2p.compression.memory import SectionReader, memory_of
 from hivemind_p2p.compression.quantile import quantile_bins
@@ -150,6 +150,35 @@ def encode_in_place(tensor: torch.Tensor, compression: int) -> tuple[Header, Buf
     return encode(tensor, compression)
 
 
+class BegunTensor:
+    """A tensor that is decoded while its bytes come.
+
+    Args:
+        header: what it is.
+        codec: its codec.
+    """
+
+    def __init__(self, header: Header, codec: DecodesAhead) -> None:
+        self._header, self._codec = header, codec
+        with torch.inference_mode(mode=False):
+            self._tensor = torch.empty(header.size, dtype=header.dtype, device="cpu")
+        self._done = 0
+        self.seen = 0
+        """Bytes at the time of the last :meth:`go_on`."""
+
+    def go_on(self, octets: torch.Tensor) -> None:
+        """Decode what can be decoded of the bytes (uint8) that came so far; raises CodecError."""
+        with torch.inference_mode(mode=False):
+            self._done = self._codec.decode_some(octets, self._tensor.view(-1), self._done)
+        self.seen = len(octets)
+
+    def finish(self, octets: torch.Tensor) -> torch.Tensor:
+        """The tensor, with all bytes; raises CodecError."""
+        with torch.inference_mode(mode=False):
+            self._codec.decode_rest(octets, self._tensor.view(-1), self._done)
+        return self._tensor.requires_grad_(self._header.requires_grad)
+
+
 @dataclass(frozen=True, repr=False)
 class ReceivedTensor:
     """All bytes of a tensor, not decoded yet: that takes a while for a large one.
@@ -157,6 +186,7 @@ class ReceivedTensor:
     Attributes:
         header: what it is.
         data: its bytes; as a uint8 tensor they are nobody else's, and may become the decoded tensor's memory.
+        begun: what was decoded of it while it came.
 
     Raises:
         CodecError: there are fewer or more bytes than such a tensor can have.
@@ -164,6 +194,7 @@ class ReceivedTensor:
 
     header: Header
     data: Buffer | torch.Tensor
+    begun: BegunTensor | None = None
 
     def __post_init__(self) -> None:
         least, most = self.header.lengths()
@@ -183,6 +214,8 @@ class ReceivedTensor:
             CodecError: the bytes contradict themselves.
         """
         header = self.header
+        if self.begun is not None and isinstance(self.data, torch.Tensor):
+            return self.begun.finish(self.data)
         with torch.inference_mode(mode=False):
             sections = SectionReader(self.data)
             tensor = CODECS[header.compression].decode(sections, header.size, header.dtype, self.length)

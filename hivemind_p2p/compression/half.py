@@ -7,11 +7,12 @@ cannot scale (it holds NaN, infinities or numbers whose squares float32 cannot h
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
 from hivemind_p2p.compression.chunks import Scratch, chunks, convert
-from hivemind_p2p.compression.codec import FLOATING
+from hivemind_p2p.compression.codec import FLOATING, DecodesAhead
 from hivemind_p2p.compression.memory import SectionReader, SectionWriter
 from hivemind_p2p.errors import CodecError
 
@@ -20,24 +21,36 @@ _LARGEST = torch.finfo(torch.float16).max
 _SMALLEST_STD = 1e-18  # the squares of smaller numbers get lost in float32
 
 
-class Float16:
+class Float16(DecodesAhead):
     """Just that."""
 
     writes, reads = _WITHOUT_BFLOAT16, FLOATING
 
     def encode(self, tensor: torch.Tensor) -> bytes:
-        writer = SectionWriter(2 * tensor.numel())
-        flat, halves = tensor.reshape(-1), writer.take(torch.float16, tensor.numel())
-        for chunk, into in chunks(flat, halves):
+        return self._encode(tensor.reshape(-1))
+
+    def pieces(self, tensor: torch.Tensor, size: int) -> Iterator[bytes]:
+        return map(self._encode, torch.split(tensor.reshape(-1), max(1, size // 2)))
+
+    def count_pieces(self, numel: int, size: int) -> int:
+        return -(-numel // max(1, size // 2))
+
+    def _encode(self, flat: torch.Tensor) -> bytes:
+        writer = SectionWriter(2 * len(flat))
+        for chunk, into in chunks(flat, writer.take(torch.float16, len(flat))):
             into.copy_(chunk).clamp_(-_LARGEST, _LARGEST)
         return writer.finish()
 
     def lengths(self, size: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
         return 2 * math.prod(size), 2 * math.prod(size)
 
-    def decode(self, sections: SectionReader, size: tuple[int, ...], dtype: torch.dtype, length: int) -> torch.Tensor:
-        halves = sections.take(torch.float16, math.prod(size))
-        return convert(halves, torch.empty(len(halves), dtype=dtype, device="cpu")).view(size)
+    def total(self, octets: torch.Tensor, numel: int) -> int:
+        return 2 * numel
+
+    def decode_some(self, octets: torch.Tensor, into: torch.Tensor, done: int) -> int:
+        end = len(octets) // 2
+        convert(octets[2 * done : 2 * end].view(torch.float16), into[done:end])
+        return end
 
 
 class MeanStd16Bit:

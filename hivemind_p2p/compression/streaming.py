@@ -3,6 +3,17 @@
 As in hivemind, a call whose tensors take up to 2 MiB is unary, and one with more is a stream of parts. A tensor's first
 part carries everything but the rest of its bytes, and how many parts there are; the later ones carry only bytes.
 hivemind joins what came, however little that is; ``TensorAssembler`` checks.
+
+While one part is under way, the next is encoded and the one before is decoded, as far as the bytes on the wire allow:
+
+================================  =======================================  ====================================
+NONE                              parts are views of the tensor            parts become the tensor
+FLOAT16, BLOCK_INT8               encoded part by part                     decoded part by part
+UNIFORM, QUANTILE and BLOCKWISE   all first: what stands in front of the   decoded part by part
+                                  elements (codebook, magnitudes) depends
+                                  on all of them
+MEANSTD_16BIT                     all first, as above                      all last: its means stand at the end
+================================  =======================================  ====================================
 """
 
 from __future__ import annotations
@@ -12,11 +23,12 @@ from typing import Final
 
 import torch
 
-from hivemind_p2p.compression.block_int8 import BlockInt8Codec
+from hivemind_p2p.compression.codec import DecodesAhead, EncodesInPieces
 from hivemind_p2p.compression.encoded import (
     CODECS,
     MAX_TENSOR_BYTES,
     AnyTensor,
+    BegunTensor,
     Header,
     ReceivedTensor,
     compression_type,
@@ -36,6 +48,9 @@ MAX_UNARY_BYTES: Final = MAX_MESSAGE_BYTES // 2
 
 PART_BYTES: Final = 2**20
 """Our parts: large enough that a part costs little, small enough that both sides and the network work at once."""
+
+_AHEAD: Final = 2**18
+"""Bytes of which it is worth while to decode them before the rest is there."""
 
 
 def fits_unary(tensors: Iterable[torch.Tensor]) -> bool:
@@ -78,13 +93,13 @@ def serialize_in_parts(
 def in_parts(tensor: torch.Tensor, compression: int = 0, *, part_size: int = PART_BYTES) -> Iterator[TensorMessage]:
     """:func:`serialize_in_parts` without copies: the tensor must stay as it is until the last part was sent.
 
-    BLOCK_INT8 is encoded part by part, while earlier ones are under way.
+    FLOAT16 and BLOCK_INT8 are encoded part by part, while earlier ones are under way.
 
     Raises:
         CodecError: see ``serialize_tensor``.
     """
     codec = CODECS[compression_type(compression)]
-    if isinstance(codec, BlockInt8Codec) and tensor.device.type == "cpu" and tensor.dtype in codec.writes:
+    if isinstance(codec, EncodesInPieces) and tensor.device.type == "cpu" and tensor.dtype in codec.writes:
         header = Header(tuple(tensor.shape), tensor.dtype, compression_type(compression), tensor.requires_grad)
         _, length = header.lengths()
         if part_size < length < header.nbytes:
@@ -133,6 +148,22 @@ class TensorAssembler:
             self._open = None
         return complete
 
+    @property
+    def ahead(self) -> int:
+        """How many bytes wait for :meth:`decode_ahead`; 0 as long as they are few."""
+        return self._open.ahead if self._open is not None else 0
+
+    def decode_ahead(self) -> None:
+        """Decode what came of the tensor under way, so that less is left to do when its last part is there.
+
+        Takes as long as decoding so many bytes does, and not at the same time as :meth:`add`.
+
+        Raises:
+            CodecError: the bytes contradict themselves.
+        """
+        if self._open is not None:
+            self._open.decode_ahead()
+
     def finish(self) -> None:
         """The stream has ended.
 
@@ -170,6 +201,7 @@ class _OpenTensor:
         self._length = 0
         # Uninitialized, so that the operating system gives the memory when it is written to: announcing costs none.
         self._data = torch.empty(self._most if self._parts > 1 else 0, dtype=torch.uint8, device="cpu")
+        self._begun: BegunTensor | None = None
 
     @property
     def state(self) -> str:
@@ -186,7 +218,20 @@ class _OpenTensor:
             raise CodecError(f"more bytes than the tensor has: {self.state}, and {len(buffer)} more")
         copy_memory(octets_of(buffer), self._data[self._length : end])
         self._length = end
-        return ReceivedTensor(self._header, self._data[:end]) if self._came == self._parts else None
+        return ReceivedTensor(self._header, self._data[:end], self._begun) if self._came == self._parts else None
+
+    @property
+    def ahead(self) -> int:
+        codec = CODECS[self._header.compression]
+        waiting = self._length - (self._begun.seen if self._begun is not None else 0)
+        return waiting if waiting >= _AHEAD and isinstance(codec, DecodesAhead) else 0
+
+    def decode_ahead(self) -> None:
+        codec = CODECS[self._header.compression]
+        if isinstance(codec, DecodesAhead):
+            if self._begun is None:
+                self._begun = BegunTensor(self._header, codec)
+            self._begun.go_on(self._data[: self._length])
 
 
 def _parts(header: Header, data: bytes, part_size: int) -> Iterator[runtime_pb2.Tensor]:

@@ -189,6 +189,8 @@ class ConnectionHandler:
                 if encoded is not None:
                     kind = encoded.header.compression.value
                     inputs.append(await off_the_loop(encoded.length, kind, encoded.decode))
+                elif ahead := assembler.ahead:
+                    await off_the_loop(ahead, 1, assembler.decode_ahead)
             request = await _next(requests)
         assembler.finish()
         declared.check_complete()
