@@ -338,9 +338,9 @@ class Host(Background):
             await raw.close()
             return
         assert self._puncher is not None
-        client_of = self._puncher.expected(raw.remote)
         self._handshakes += 1
         try:
+            client_of = await self._puncher.expected(raw)
             await self.adopt(raw, client_of, as_client=client_of is not None)
         except (TransportError, NodeClosed) as error:
             logger.debug("a connection from %s was not taken: %s", raw.remote, error)

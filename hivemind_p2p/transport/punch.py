@@ -3,7 +3,8 @@
 A punch ends as a simultaneous open, or as an ordinary accept on either side (behind a NAT that lets in whoever knows
 the port). Who secures it as client and who as server was agreed beforehand, whichever way it came up. So:
 
-1. What the client of a punch accepts from its peer meanwhile, it secures as client (:meth:`Puncher.expected`).
+1. What the client of a punch accepts from its peer meanwhile, it secures as client (:meth:`Puncher.expected`). What
+   its server accepts, it listens to first: a peer of another kind may wait for us to speak, as the server that it is.
 2. A dial of the server may be accepted by a peer that does not know yet that both dial: what said so goes through the
    relay, and the dial does not. That peer waits for us to speak: who is silent, or only greets, is no client
    (:func:`speaks_as_client`).
@@ -183,13 +184,16 @@ class Puncher:
         """Dial one address of a punch, until there is a connection or the punch is over."""
         self._nursery.start_soon(self._dial, punch, maddr)
 
-    def expected(self, remote: Multiaddr | None) -> PeerID | None:
-        """Whom we shall be a client of if this address comes to us now; None: of nobody."""
-        endpoint = endpoint_of(remote) if remote is not None else None
-        if endpoint is None:
-            return None
-        for punch in self._punches.values():
-            if punch.is_client and not punch.over and punch.includes(endpoint.host):
+    async def expected(self, raw: RawConnection) -> PeerID | None:
+        """Whom we shall be a client of on a connection that we accepted; None: of nobody."""
+        endpoint = endpoint_of(raw.remote) if raw.remote is not None else None
+        punches = [] if endpoint is None else [each for each in self._punches.values() if each.includes(endpoint.host)]
+        for punch in punches:
+            if punch.over:
+                continue
+            if punch.is_client:
+                return punch.peer_id
+            if punch.both_dial and punch.patience and not await speaks_as_client(raw, punch.patience):
                 return punch.peer_id
         return None
 
@@ -221,11 +225,7 @@ class Puncher:
             with punch.securing():
                 await self._adopt(raw, punch.peer_id, as_client=True)
         else:
-            try:
-                as_client = not punch.both_dial or not await speaks_as_client(raw, punch.patience)
-            except BaseException:
-                await raw.close()
-                raise
+            as_client = not punch.both_dial or not await speaks_as_client(raw, punch.patience)
             await self._adopt(raw, punch.peer_id, as_client=as_client)
 
     async def _connect(self, maddr: Multiaddr) -> RawConnection:
@@ -253,12 +253,19 @@ async def speaks_as_client(raw: RawConnection, patience: float) -> bool:
     """Whether the other side begins as a client does: with its greeting and a wish, unasked. Nothing is taken off.
 
     Args:
-        patience: seconds to wait for its first word.
+        patience: seconds to wait for its first word. The connection is closed if that is cancelled.
     """
     if not isinstance(raw.stream, trio.SocketStream):
         return False
+    try:
+        return await _speaks(raw.stream.socket, patience)
+    except BaseException:
+        await raw.close()
+        raise
+
+
+async def _speaks(sock: trio.socket.SocketType, patience: float) -> bool:
     greeting = line(GREETING)
-    sock = raw.stream.socket
     with trio.move_on_after(patience) as timer:
         await trio.lowlevel.wait_readable(sock.fileno())
         timer.deadline = trio.current_time() + _SECOND_LINE

@@ -12,10 +12,12 @@ from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import TransportError
+from hivemind_p2p.transport.addresses import split_peer
 from hivemind_p2p.transport.dialer import WrongPeer
 from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.raw import RawConnection
+from hivemind_p2p.transport.tcp import TCPTransport
 from hivemind_p2p.transport.upgrade import Upgrader
 from hivemind_p2p.wire.peer_id import PeerID
 from tests.transport.hosts import two_hosts
@@ -58,6 +60,22 @@ async def test_of_two_clients_the_one_with_the_smaller_id_stays_the_client(late:
                 await stream.send_all(b"hello")
                 assert await (await there.accept_stream()).read_exactly(5) == b"hello"
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+async def test_the_server_of_a_punch_takes_the_role_that_is_left_on_what_it_accepts(speaks: bool):
+    async with two_hosts() as (server, other):
+        maddr = split_peer(server.visible_maddrs[0])[0]
+        with server.punching(other.peer_id, is_client=False) as punch:
+            punch.dial([Multiaddr("/ip4/127.0.0.1/tcp/1")])
+            punch.both_dial, punch.patience = True, 5.0 if speaks else 0.1
+            raw = await TCPTransport().dial(maddr)
+            assert isinstance(raw, RawConnection)
+            with trio.fail_after(30):
+                await other.adopt(raw, server.peer_id, as_client=speaks)
+                await punch.arrived.wait()
+        [connection] = server.connections(other.peer_id)
+        assert connection.outbound is not speaks
 
 
 async def test_a_client_that_becomes_the_server_still_wants_its_own_peer():
