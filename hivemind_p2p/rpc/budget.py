@@ -6,8 +6,8 @@ themselves alone, and nobody waits for ever. Small messages are free: the number
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 import trio
 
@@ -28,11 +28,25 @@ class _Account:
 
 
 class Share:
-    """What one call holds."""
+    """What one call holds, inside ``with``."""
 
-    def __init__(self, account: _Account, limit: int) -> None:
+    def __init__(self, budget: ByteBudget, peer_id: PeerID, account: _Account, limit: int) -> None:
+        self._budget, self._peer_id = budget, peer_id
         self._account, self._limit = account, limit
         self.held = 0
+
+    def __enter__(self) -> Self:
+        self._account.shares += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.held:
+            self.give_back(self.held)
+        self._account.shares -= 1
+        if not self._account.shares:
+            self._budget.forget(self._peer_id)
 
     async def take(self, size: int) -> None:
         """Hold so many bytes more, once there is room; one message of any size always finds room in the end."""
@@ -59,19 +73,16 @@ class ByteBudget:
         self._per_peer = per_peer
         self._accounts: dict[PeerID, _Account] = {}
 
-    @contextmanager
-    def share(self, peer_id: PeerID) -> Iterator[Share]:
-        """For one call of a peer; what it holds at the end is given back."""
-        account = self._accounts.setdefault(peer_id, _Account())
-        account.shares += 1
-        share = Share(account, self._per_peer)
-        try:
-            yield share
-        finally:
-            share.give_back(share.held)
-            account.shares -= 1
-            if not account.shares:
-                del self._accounts[peer_id]
+    def share(self, peer_id: PeerID) -> Share:
+        """For one call of a peer; what it holds at the end of the ``with`` is given back."""
+        account = self._accounts.get(peer_id)
+        if account is None:
+            account = self._accounts[peer_id] = _Account()
+        return Share(self, peer_id, account, self._per_peer)
+
+    def forget(self, peer_id: PeerID) -> None:
+        """The last call of a peer has ended."""
+        del self._accounts[peer_id]
 
     def __repr__(self) -> str:
         held = sum(account.held for account in self._accounts.values())

@@ -53,11 +53,12 @@ class FramedStream:
             StreamError
         """
         while (frame := self._reader.pop()) is None:
-            if self._take is not None and not self._taken and self._reader.under_way > SMALL:
-                await self._take(self._reader.under_way)
-                self._taken = True
-            if not self._since and self._reader.under_way > LARGE:
-                self._since = trio.current_time()
+            if (coming := self._reader.under_way) > SMALL:
+                if self._take is not None and not self._taken:
+                    await self._take(coming)
+                    self._taken = True
+                if not self._since and coming > LARGE:
+                    self._since = trio.current_time()
             room = self._reader.room()
             if room is not None and len(room) > SMALL:
                 with room:
@@ -78,6 +79,28 @@ class FramedStream:
                 self._timed(len(frame.body) - SMALL, trio.current_time() - self._since)
             self._since = 0.0
         return frame
+
+    @property
+    def pending(self) -> bool:
+        """Whether more has come than the frames that were received."""
+        return self._reader.pending
+
+    def receive_nowait(self) -> Frame | None:
+        """The next frame, if it is small and has come; see :meth:`receive`."""
+        if data := self.stream.receive_nowait(SMALL):
+            self._reader.feed(data)
+        return self._reader.pop()
+
+    def send_nowait(self, head: bytes, *pieces: Buffer, last: bool = False) -> bool:
+        """Send one small frame, and close the stream behind the ``last``, if that takes no waiting.
+
+        Returns:
+            Whether it did; False: nothing was sent, use :meth:`send`.
+
+        Raises:
+            StreamError
+        """
+        return sum(map(len, pieces)) < _JOIN_BELOW and self.stream.send_nowait(b"".join((head, *pieces)), last=last)
 
     async def send(self, head: bytes, *pieces: Buffer) -> None:
         """Send one frame.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar
@@ -22,13 +22,13 @@ from hivemind_p2p.rpc.link_speed import LinkSpeeds
 from hivemind_p2p.rpc.slots import Slots
 from hivemind_p2p.rpc.streaming import StreamCall, serve_stream
 from hivemind_p2p.rpc.trace import CallEnded, CallStarted, Trace
-from hivemind_p2p.rpc.unary import Catch, UnaryCall, serve_unary
+from hivemind_p2p.rpc.unary import Served, UnaryCall, serve_unary
 from hivemind_p2p.transport.api import Network, Stream
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Message)
-_Serve: TypeAlias = Callable[[Stream, CallContext, Catch, Share], Awaitable[None]]
+_Serve: TypeAlias = Callable[[Stream, CallContext, Served, Share], Awaitable[None]]
 ITEM_ROOM: Final = 2**16
 """What an item may have beyond ``max_message_bytes``, which hivemind fills with the bytes of a tensor alone."""
 
@@ -47,6 +47,8 @@ class RPC:
 
     Attributes:
         speeds: how fast bytes come from each peer.
+        running: whether it is inside its block.
+        under_way: what cancels each call, of both directions.
     """
 
     def __init__(self, network: Network, settings: RPCSettings | None = None, *, trace: Trace | None = None) -> None:
@@ -56,24 +58,24 @@ class RPC:
         self.speeds = LinkSpeeds()
         self._methods: dict[str, Slots] = {}
         self._budget = ByteBudget(self.settings.max_bytes_per_peer)
-        self._running = False
-        self._under_way: set[trio.CancelScope] = set()
+        self.running = False
+        self.under_way: set[trio.CancelScope] = set()
         self._all_ended = trio.Event()
 
     async def __aenter__(self) -> Self:
-        self._running = True
+        self.running = True
         await trio.lowlevel.checkpoint()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._running = False
+        self.running = False
         for method in list(self._methods):
             self.unregister(method)
-        for scope in self._under_way:
+        for scope in self.under_way:
             scope.cancel()
-        if self._under_way:
+        if self.under_way:
             await self._all_ended.wait()
 
     def register(self, method: str, request_type: type[M], handler: UnaryHandler[M]) -> None:
@@ -87,13 +89,13 @@ class RPC:
         """
         settings = self.settings
 
-        async def serve(stream: Stream, context: CallContext, catch: Catch, share: Share) -> None:
+        async def serve(stream: Stream, context: CallContext, call: Served, share: Share) -> None:
             await serve_unary(
                 stream,
                 context,
                 request_type,
                 handler,
-                catch,
+                call,
                 limit=settings.max_message_bytes,
                 timeout=settings.transfer_timeout,
                 share=share,
@@ -113,11 +115,11 @@ class RPC:
         """
         settings = self.settings
 
-        async def serve(stream: Stream, context: CallContext, catch: Catch, share: Share) -> None:
+        async def serve(stream: Stream, context: CallContext, call: Served, share: Share) -> None:
             queue = ItemQueue(settings.max_queued_items, settings.max_queued_bytes)
             timed = partial(self.speeds.add, stream.peer_id)
             await serve_stream(
-                stream, context, request_type, handler, catch,
+                stream, context, request_type, handler, call,
                 limit=self._item_limit, queue=queue, share=share, timed=timed,
             )  # fmt: skip
 
@@ -154,15 +156,19 @@ class RPC:
             NodeClosed: this ``RPC`` is not running, or stopped meanwhile.
         """
         call = UnaryCall(peer_id.to_bytes(), method, request, self.settings.max_message_bytes)
+<<<<<<< HEAD
         with self._call(CallStarted(peer_id, method, outbound=True, request=request), timeout):
             stream = await self.network.open_stream(peer_id, method, carries=max(call.size, carries))
+=======
+        with _Call(self, CallStarted(peer_id, method, outbound=True, request=request), timeout):
+            stream = await self.network.open_stream(peer_id, method)
+>>>>>>> 9ca3b7a (A call is one packet each way, and starts no task, nursery or timer for what needs no waiting)
             try:
                 response = await call.on(stream, response_type, partial(self.speeds.add, peer_id))
             except BaseException:
                 await stream.reset()
                 raise
-            with trio.CancelScope(shield=True):  # the answer is here: too late to give up
-                await stream.aclose()
+            stream.close()
         return response
 
     def stream_call(
@@ -202,8 +208,13 @@ class RPC:
         timeout: float | None,
         carries: int,
     ) -> AsyncIterator[AsyncIterator[R]]:
+<<<<<<< HEAD
         with self._call(call, timeout):
             stream = await self.network.open_stream(call.peer_id, call.method, carries=carries)
+=======
+        with _Call(self, call, timeout):
+            stream = await self.network.open_stream(call.peer_id, call.method)
+>>>>>>> 9ca3b7a (A call is one packet each way, and starts no task, nursery or timer for what needs no waiting)
             responses = StreamCall(stream, response_type, self._item_limit, partial(self.speeds.add, call.peer_id))
             failure: Exception | None = None
             try:
@@ -219,6 +230,12 @@ class RPC:
             if failure is not None:
                 raise failure
 
+    def ended(self, scope: trio.CancelScope) -> None:
+        """A call is not under way any more."""
+        self.under_way.remove(scope)
+        if not self.under_way and not self.running:
+            self._all_ended.set()
+
     @property
     def _item_limit(self) -> int:
         return self.settings.max_message_bytes + ITEM_ROOM
@@ -232,68 +249,97 @@ class RPC:
 
     async def _serve(self, serve: _Serve, slots: Slots, stream: Stream) -> None:
         """Serve one call, on a stream that a peer opened for it."""
-        call = CallStarted(stream.peer_id, stream.protocol, outbound=False)
-        connections = self.network.connections(stream.peer_id)
-        context = CallContext(stream.peer_id, connections[0].remote_maddr if connections else None, stream.protocol)
+        peer_id, method = stream.peer_id, stream.protocol
+        connection = stream.connection or next(iter(self.network.connections(peer_id)), None)
+        context = CallContext(peer_id, None if connection is None else connection.remote_maddr, method)
+        call = _Call(self, CallStarted(peer_id, method, outbound=False), math.inf)
         try:
-            with self._call(call, math.inf) as ended:
-                async with slots.one(stream.peer_id):
-                    with self._budget.share(stream.peer_id) as share:
-                        await serve(stream, context, partial(self._catch, context, ended), share)
+            with call:
+                async with slots.one(peer_id):
+                    with self._budget.share(peer_id) as share:
+                        await serve(stream, context, call, share)
         except* (StreamError, NodeClosed) as group:
-            logger.debug("a call of %s was not served to its end: %s", call.method, group.exceptions[0])
+            logger.debug("a call of %s was not served to its end: %s", method, group.exceptions[0])
             await stream.reset()
 
-    def _catch(self, context: CallContext, ended: _Ended, error: Exception) -> str:
-        """Record a handler's exception, at the boundary of one request; what its caller is told."""
-        ended.error = error
-        if isinstance(error, HivemindError):
-            logger.debug("%s failed for %s: %s", context.method, context.peer_id, error)
-        else:
-            logger.error("the handler of %s failed for %s", context.method, context.peer_id, exc_info=error)
-        return text_of(error)
-
-    @contextmanager
-    def _call(self, call: CallStarted, timeout: float | None) -> Iterator[_Ended]:
-        """While a call is under way: bound it, make it end with us, and tell ``trace`` of it."""
-        if not self._running:
-            raise NodeClosed("this RPC is not running: use it inside `async with RPC(...) as rpc`")
-        seconds = self.settings.timeout if timeout is None else timeout
-        began, ended = trio.current_time(), _Ended()
-        scope = trio.CancelScope(deadline=began + seconds)
-        self._under_way.add(scope)
-        self._tell(call)
-        try:
-            with scope:
-                yield ended
-            if scope.cancelled_caught:
-                if not self._running:
-                    raise NodeClosed(f"the node was shut down during a call of {call.method}")
-                raise DeadlineExceeded(
-                    f"{call.peer_id} did not finish {call.method} within {seconds:g} s, and was told that nobody waits"
-                    " any more; give the call more time, or ask another peer"
-                )
-        except BaseException as error:
-            ended.error = error
-            while isinstance(ended.error, BaseExceptionGroup) and len(ended.error.exceptions) == 1:
-                ended.error = ended.error.exceptions[0]
-            raise
-        finally:
-            self._under_way.remove(scope)
-            if not self._under_way and not self._running:
-                self._all_ended.set()
-            self._tell(CallEnded(call, trio.current_time() - began, ended.error))
-
-    def _tell(self, event: CallStarted | CallEnded) -> None:
-        if self.trace is not None:
-            self.trace(event)
-
     def __repr__(self) -> str:
-        state = f"{len(self._methods)} methods, {len(self._under_way)} calls" if self._running else "not running"
+        state = f"{len(self._methods)} methods, {len(self.under_way)} calls" if self.running else "not running"
         return f"<RPC of {self.network.peer_id!r}, {state}>"
 
 
-class _Ended:
-    """How a call ended: with what error."""
+class _Call:
+    """A call under way, inside ``with``: bounds it, makes it end with its RPC, and tells ``trace`` of it.
 
-    error: BaseException | None = None
+    Raises:
+        NodeClosed: the RPC does not run, or stopped meanwhile.
+        DeadlineExceeded: it took longer than ``timeout`` seconds; by default those of the settings.
+        StreamError: the peer gave up.
+    """
+
+    def __init__(self, rpc: RPC, started: CallStarted, timeout: float | None) -> None:
+        self._rpc, self._started = rpc, started
+        self._seconds = rpc.settings.timeout if timeout is None else timeout
+        self._given_up = False
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        rpc = self._rpc
+        if not rpc.running:
+            raise NodeClosed("this RPC is not running: use it inside `async with RPC(...) as rpc`")
+        self._began = trio.current_time()
+        self._scope = trio.CancelScope(deadline=self._began + self._seconds)
+        rpc.under_way.add(self._scope)
+        if rpc.trace is not None:
+            rpc.trace(self._started)
+        self._scope.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        try:
+            swallowed = self._scope.__exit__(kind, error, trace)
+            if self._scope.cancelled_caught:
+                raise self._why_cancelled()
+            if error is not None:
+                self._error = error
+            return bool(swallowed)
+        except BaseException as raised:
+            self._error = raised
+            raise
+        finally:
+            self._rpc.ended(self._scope)
+            if self._rpc.trace is not None:
+                self._tell_end(self._rpc.trace)
+
+    def catch(self, error: Exception) -> str:
+        """Record a handler's exception, at the boundary of one request; what its caller is told."""
+        self._error = error
+        method, peer_id = self._started.method, self._started.peer_id
+        if isinstance(error, HivemindError):
+            logger.debug("%s failed for %s: %s", method, peer_id, error)
+        else:
+            logger.error("the handler of %s failed for %s", method, peer_id, exc_info=error)
+        return text_of(error)
+
+    def give_up(self) -> None:
+        """The caller waits no more."""
+        self._given_up = True
+        self._scope.cancel()
+
+    def _why_cancelled(self) -> HivemindError:
+        method, peer_id = self._started.method, self._started.peer_id
+        if not self._rpc.running:
+            return NodeClosed(f"the node was shut down during a call of {method}")
+        if self._given_up:
+            return StreamError(f"{peer_id} gave up, or sent more than one request")
+        return DeadlineExceeded(
+            f"{peer_id} did not finish {method} within {self._seconds:g} s, and was told that nobody waits"
+            " any more; give the call more time, or ask another peer"
+        )
+
+    def _tell_end(self, trace: Trace) -> None:
+        error = self._error
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        trace(CallEnded(self._started, trio.current_time() - self._began, error))

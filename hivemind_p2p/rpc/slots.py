@@ -6,8 +6,7 @@ has not been read: its request waits in the connection's window, and the connect
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 
 import trio
 
@@ -22,29 +21,57 @@ class Slots:
         self._all = trio.Semaphore(in_all)
         self._peers: dict[PeerID, _PeerSlots] = {}
 
-    @asynccontextmanager
-    async def one(self, peer_id: PeerID) -> AsyncIterator[None]:
-        """Hold a slot for a call of a peer."""
-        mine = self._peers.setdefault(peer_id, _PeerSlots(self._per_peer))
+    def one(self, peer_id: PeerID) -> Slot:
+        """A slot for a call of a peer, which is held inside ``async with``."""
+        return Slot(self, peer_id)
+
+    async def take(self, peer_id: PeerID) -> None:
+        """Wait for a slot and hold it."""
+        mine = self._peers.get(peer_id)
+        if mine is None:
+            mine = self._peers[peer_id] = _PeerSlots(self._per_peer)
         mine.users += 1
         held: list[trio.Semaphore] = []
         try:
             for semaphore in (mine.free, self._all):
-                try:
+                if semaphore.value:
                     semaphore.acquire_nowait()  # what is free costs no turn of the scheduler
-                except trio.WouldBlock:
+                else:
                     await semaphore.acquire()
                 held.append(semaphore)
-            yield
-        finally:
-            for semaphore in held:
-                semaphore.release()
-            mine.users -= 1
-            if not mine.users:
-                del self._peers[peer_id]
+        except BaseException:
+            self._leave(peer_id, held)
+            raise
+
+    def give_back(self, peer_id: PeerID) -> None:
+        """Hold it no longer."""
+        self._leave(peer_id, [self._peers[peer_id].free, self._all])
+
+    def _leave(self, peer_id: PeerID, held: list[trio.Semaphore]) -> None:
+        for semaphore in held:
+            semaphore.release()
+        mine = self._peers[peer_id]
+        mine.users -= 1
+        if not mine.users:
+            del self._peers[peer_id]
 
     def __repr__(self) -> str:
         return f"<Slots, {sum(mine.users for mine in self._peers.values())} calls of {len(self._peers)} peers>"
+
+
+class Slot:
+    """One slot. A plain class: it is passed by every call, and a generator costs more than what it does."""
+
+    def __init__(self, slots: Slots, peer_id: PeerID) -> None:
+        self._slots, self._peer_id = slots, peer_id
+
+    async def __aenter__(self) -> None:
+        await self._slots.take(self._peer_id)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._slots.give_back(self._peer_id)
 
 
 class _PeerSlots:

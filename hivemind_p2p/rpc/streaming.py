@@ -14,7 +14,7 @@ from hivemind_p2p.rpc.context import CallContext, M, Message, StreamHandler, pie
 from hivemind_p2p.rpc.failures import LONGEST_TEXT, remote_error
 from hivemind_p2p.rpc.framed import SMALL, FramedStream
 from hivemind_p2p.rpc.item_queue import ItemQueue
-from hivemind_p2p.rpc.unary import Catch, Timed, parse
+from hivemind_p2p.rpc.unary import Served, Timed, parse
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import calls
 from hivemind_p2p.wire.expert_messages import Buffer
@@ -70,7 +70,7 @@ async def serve_stream(
     context: CallContext,
     request_type: type[M],
     handler: StreamHandler[M],
-    catch: Catch,
+    served: Served,
     *,
     limit: int,
     queue: ItemQueue,
@@ -80,6 +80,7 @@ async def serve_stream(
     """Answer one call. The handler is cancelled when the caller ends or resets its half of the stream.
 
     Args:
+        served: is told of a handler's exception.
         limit: the most bytes of an item, ours and the peer's.
         queue: keeps what came and was not asked for yet.
         share: of the bytes that we hold for the caller; what the handler took is its own affair.
@@ -96,8 +97,12 @@ async def serve_stream(
         async with aclosing(responses):
             async for response in responses:
                 if isinstance(response, Exception):
+<<<<<<< HEAD
                     failed = True
                     await framed.send(calls.error_item(catch(response)))
+=======
+                    await framed.send(calls.error_item(served.catch(response)))
+>>>>>>> 9ca3b7a (A call is one packet each way, and starts no task, nursery or timer for what needs no waiting)
                 else:
                     await framed.send(b"", *response)
         nursery.cancel_scope.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 from google.protobuf.message import DecodeError
@@ -22,8 +22,17 @@ from hivemind_p2p.wire.framing import varint_header
 
 Timed = Callable[[int, float], None]
 """Told how many bytes took how many seconds to come."""
-Catch = Callable[[Exception], str]
-"""Records a handler's exception and says what the caller is told."""
+
+
+class Served(Protocol):
+    """The call that is served."""
+
+    def catch(self, error: Exception) -> str:
+        """Record a handler's exception; what the caller is told."""
+
+    def give_up(self) -> None:
+        """Cancel it, for the caller waits no more."""
+
 
 _NO_CALL: Final = bytes(calls.CALL_ID_SIZE)
 """Answers a request that could not be read as far as its id."""
@@ -62,7 +71,8 @@ class UnaryCall:
         framed = FramedStream(stream, varint_header, self._limit, timed=timed)
         refused: StreamError | None = None
         try:
-            await framed.send(self._head, *self._data)
+            if not framed.send_nowait(self._head, *self._data):
+                await framed.send(self._head, *self._data)
         except StreamError as error:
             refused = error  # who does not want to read on may have said why
         try:
@@ -86,29 +96,32 @@ async def serve_unary(
     context: CallContext,
     request_type: type[M],
     handler: UnaryHandler[M],
-    catch: Catch,
+    served: Served,
     *,
     limit: int,
     timeout: float,
     share: Share,
     timed: Timed | None = None,
 ) -> None:
-    """Answer one call. The handler is cancelled when the caller ends or resets its half of the stream.
+    """Answer one call. It is cancelled when the caller ends or resets its half of the stream.
 
     Args:
+        served: is told of a handler's exception, and when the caller gives up.
         limit: the most bytes of a whole message, ours and the peer's.
         timeout: seconds that the request may take to come, and the answer to go.
         share: of the bytes that we hold for the caller.
         timed: told how fast a large request came.
 
     Raises:
-        StreamError: the caller is not there any more, or too slow. In a group, as nurseries do.
+        StreamError: the caller is not there any more, or too slow.
     """
     framed = FramedStream(stream, varint_header, limit, share.take, timed)
     call_id = _NO_CALL
     try:
-        with _patience(stream, timeout, "its request did not come"):
-            frame = await framed.receive()
+        frame = framed.receive_nowait()
+        if frame is None:
+            with _patience(stream, timeout, "its request did not come"):
+                frame = await framed.receive()
         if frame is None:
             raise StreamError(f"{stream.peer_id} asked for nothing")
         request = calls.read_request(frame.body)
@@ -117,25 +130,27 @@ async def serve_unary(
     except RPCError as error:
         await _answer(framed, calls.unary_error(call_id, text_of(error)), [], timeout)
         return
+    if framed.pending:
+        raise StreamError(f"{stream.peer_id} sent more than one request")
     response: Message | Awaitable[Message] | Exception
     try:
         response = handler(message, context)
     except Exception as error:  # the boundary of one request
         response = error
     if not isinstance(response, Awaitable):  # nobody had to wait: it is too late to give up
-        await _answer(framed, *_packed(call_id, response, limit, catch), timeout)
+        await _answer(framed, *_packed(call_id, response, limit, served), timeout)
         return
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_raise_when_given_up, framed)
-        try:
-            response = await response
-        except Exception as error:  # the boundary of one request
-            response = error
-        await _answer(framed, *_packed(call_id, response, limit, catch), timeout)
-        nursery.cancel_scope.cancel()
+    stream.when_readable(served.give_up)  # whatever comes now, the end or more, says that nobody waits for the answer
+    try:
+        response = await response
+    except Exception as error:  # the boundary of one request
+        response = error
+    await _answer(framed, *_packed(call_id, response, limit, served), timeout)
 
 
 async def _answer(framed: FramedStream, head: bytes, data: Sequence[Buffer], timeout: float) -> None:
+    if framed.send_nowait(head, *data, last=True):
+        return
     with _patience(framed.stream, timeout, "it did not take its answer"):
         await framed.send(head, *data)
 
@@ -152,7 +167,7 @@ def parse(kind: type[M], data: bytearray) -> M:
         raise ProtocolViolation(f"{len(data)} bytes are not a {kind.__name__}") from None
 
 
-def _packed(call_id: bytes, response: Message | Exception, limit: int, catch: Catch) -> tuple[bytes, list[Buffer]]:
+def _packed(call_id: bytes, response: Message | Exception, limit: int, served: Served) -> tuple[bytes, list[Buffer]]:
     """An answer as it travels: its head and its data."""
     try:
         if isinstance(response, Exception):
@@ -164,18 +179,8 @@ def _packed(call_id: bytes, response: Message | Exception, limit: int, catch: Ca
                 f"an answer of {size} bytes is above the limit of {limit}: ask for less, or stream it"
             )
     except Exception as error:  # what the handler raised, or it returned what cannot be sent
-        return calls.unary_error(call_id, catch(error)), []
+        return calls.unary_error(call_id, served.catch(error)), []
     return head, data
-
-
-async def _raise_when_given_up(framed: FramedStream) -> None:
-    """Wait for the caller to end its half: nobody waits for the answer then."""
-    try:
-        frame = await framed.receive()
-    except RPCError:
-        frame = None
-    peer = framed.stream.peer_id
-    raise StreamError(f"{peer} gave up" if frame is None else f"{peer} sent more than one request")
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class MemoryStream(Stream):
         self._refused = self._was_reset = self._ended = self._closed = False
         self._reading = self._writing = False
         self._changed: trio.Event | None = None
+        self._when_readable: Callable[[], object] | None = None
 
     @classmethod
     def pair(cls, connection: MemoryConnection, protocol: str) -> tuple[MemoryStream, MemoryStream]:
@@ -111,12 +112,15 @@ class MemoryStream(Stream):
             self._send(Mark.END)
         await trio.lowlevel.checkpoint()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         if not self._closed:
             # Having seen our end, the peer can read all that we wrote.
             self.post(partial(self.other._reset_came, ended=not self._ended))
             self._throw_away()
-        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def when_readable(self, callback: Callable[[], object] | None) -> None:
+        self._when_readable = callback
+        self._tell_readable()
 
     async def reset(self) -> None:
         self.throw_away()
@@ -161,6 +165,14 @@ class MemoryStream(Stream):
         if self._changed is not None:
             self._changed.set()
             self._changed = None
+        self._tell_readable()
+
+    def _tell_readable(self) -> None:
+        if self._when_readable is not None and (
+            self._incoming or self._refused or self._was_reset or self._connection.closed
+        ):
+            callback, self._when_readable = self._when_readable, None
+            callback()
 
     def __repr__(self) -> str:
         return f"<MemoryStream {self.protocol} to {self.peer_id!r}, {'closed' if self._closed else 'open'}>"
@@ -190,6 +202,7 @@ class MemoryStream(Stream):
 
     def _throw_away(self) -> None:
         self._closed = self._ended = True
+        self._when_readable = None
         self._incoming.clear()
         self._connection.streams.pop(self, None)
         self.poke()

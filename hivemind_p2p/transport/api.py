@@ -33,12 +33,47 @@ class Stream(trio.abc.HalfCloseableStream, abc.ABC):
     the peer refuses what it seemed to speak (see :meth:`Connection.open_stream`), and trio's own for misuse:
     ``ClosedResourceError`` for a stream that we closed, ``BusyResourceError`` for two readers or two writers at once.
     Cancelling any operation leaves the connection usable; the stream itself may then only be reset.
+
+    A small call would spend more on the scheduler than on its bytes, so there are operations that wait for nothing:
+    :meth:`send_nowait`, :meth:`receive_nowait`, :meth:`when_readable`, :meth:`close`.
     """
 
     peer_id: PeerID
     protocol: str
     connection: Connection | None = None
     """What carries it, where the network has connections of its own."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """:meth:`aclose`, which has nothing to wait for."""
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def send_nowait(self, data: bytes | bytearray, *, last: bool = False) -> bool:
+        """Send all of ``data``, and :meth:`close` if it is the ``last``, where that takes no waiting.
+
+        Returns:
+            Whether it was sent; False: nothing was, use :meth:`send_all`.
+
+        Raises:
+            StreamError
+        """
+        return False
+
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        """What has come and was not read; ``b""``: nothing, or :meth:`receive_some` will tell what is wrong."""
+        return b""
+
+    @abc.abstractmethod
+    def when_readable(self, callback: Callable[[], object] | None) -> None:
+        """Call ``callback()`` once, when there is something to read: bytes, the end, or a failure. At once if there is
+        already. It takes the place of the one that was given before. Not while a task reads.
+
+        Args:
+            callback: runs in the middle of the network's work, must be quick and raise nothing; None: call nothing.
+        """
 
     @abc.abstractmethod
     async def reset(self) -> None:

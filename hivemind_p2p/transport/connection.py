@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import trio
@@ -25,10 +26,14 @@ logger = logging.getLogger(__name__)
 _HANDLERS_PER_STREAM: Final = 2
 """The muxer bounds open streams; a handler may outlive its stream for a while, but not without bound."""
 
+<<<<<<< HEAD
 _LAST_SECONDS: Final = 5.0
 """Seconds before a relay cuts a circuit in which nothing new is begun on it."""
 _PER_STREAM: Final = 512
 _SHAKING_HANDS: Final = 4096
+=======
+_FIRST_WORDS: Final = 2**16
+>>>>>>> 9ca3b7a (A call is one packet each way, and starts no task, nursery or timer for what needs no waiting)
 _UNUSED: Final = 0.02
 """Seconds that a new stream waits for its first write, with which it would cost no packet of its own."""
 
@@ -205,32 +210,31 @@ class MuxedConnection(KeptConnection):
                 self._unheard.pop().announce()
 
     async def _serve_stream(self, inner: MuxedStream, handlers: Mapping[str, StreamHandler]) -> None:
-        async def serve(_: Stream) -> None:
-            stream = await self._agree(inner, handlers)
-            handler = handlers.get(stream.protocol)
-            if handler is None:
-                raise StreamReset(f"{stream.protocol!r} is not served any more")
-            await handler(stream)
-            await stream.aclose()
-
         try:
-            await run_handler(serve, inner)
+            await run_handler(partial(self._serve_protocol, inner, handlers), inner)
         finally:
             self._serving -= 1
+
+    async def _serve_protocol(self, inner: MuxedStream, handlers: Mapping[str, StreamHandler], _: Stream) -> None:
+        stream = await self._agree(inner, handlers)
+        handler = handlers.get(stream.protocol)
+        if handler is None:
+            raise StreamReset(f"{stream.protocol!r} is not served any more")
+        await handler(stream)
+        stream.close()
 
     async def _agree(self, inner: MuxedStream, handlers: Mapping[str, StreamHandler]) -> NegotiatedStream:
         """Let the peer choose a protocol."""
         answering = Answering(handlers)
-        with trio.move_on_after(self._settings.negotiate_timeout):
-            while answering.protocol is None:
-                data = await inner.receive_some()
-                if not data:
-                    raise StreamReset(f"{self.peer_id} opened a stream and ended it without saying what for")
-                try:
-                    answering.receive(data)
-                finally:  # a refusal goes out even when what follows it is no wish but what the peer had to say
-                    if not answering.rest:  # otherwise it does not wait for the answer, which can travel with our words
-                        inner.send_first(answering.take_output())
+        if data := inner.receive_nowait(_FIRST_WORDS):
+            _hear(answering, data, inner)
+        if answering.protocol is None:
+            with trio.move_on_after(self._settings.negotiate_timeout):
+                while answering.protocol is None:
+                    data = await inner.receive_some()
+                    if not data:
+                        raise StreamReset(f"{self.peer_id} opened a stream and ended it without saying what for")
+                    _hear(answering, data, inner)
         if answering.protocol is None:
             raise StreamReset(f"{self.peer_id} opened a stream and did not say what for")
         stream = NegotiatedStream(inner, answering.protocol, unsent=answering.take_output(), early=answering.rest)
@@ -243,9 +247,19 @@ class MuxedConnection(KeptConnection):
         return f"<Connection{way} {'to' if self.outbound else 'from'} {self.peer_id!r} at {self.remote_maddr}, {state}>"
 
 
+<<<<<<< HEAD
 def usable(limit: CircuitLimit) -> float:
     """Bytes of ours that a circuit carries: some go to encryption, multiplexing and knowing each other."""
     return 0.98 * limit.size - _SHAKING_HANDS
+=======
+def _hear(answering: Answering, data: bytes, inner: MuxedStream) -> None:
+    """Take in what the peer said, and answer."""
+    try:
+        answering.receive(data)
+    finally:  # a refusal goes out even when what follows it is no wish but what the peer had to say
+        if not answering.rest:  # otherwise it does not wait for the answer, which can travel with our words
+            inner.send_first(answering.take_output())
+>>>>>>> 9ca3b7a (A call is one packet each way, and starts no task, nursery or timer for what needs no waiting)
 
 
 async def run_handler(handler: StreamHandler, stream: Stream) -> None:
@@ -262,4 +276,4 @@ async def run_handler(handler: StreamHandler, stream: Stream) -> None:
         await stream.reset()
         raise
     else:
-        await stream.aclose()
+        stream.close()

@@ -11,6 +11,7 @@ that asks names a protocol; the other one repeats it, or says ``na`` and is aske
 from __future__ import annotations
 
 from collections.abc import Container
+from functools import lru_cache
 from typing import Final, Protocol
 
 from hivemind_p2p.errors import ProtocolNotSupported, StreamReset
@@ -43,11 +44,20 @@ def line(text: str) -> bytes:
     return bytes([len(body)]) + body if len(body) < 0x80 else bytes([len(body) & 0x7F | 0x80, len(body) >> 7]) + body
 
 
+@lru_cache(1024)
+def opening_for(protocol: str) -> bytes:
+    """What the side that asks sends first; who speaks the protocol answers with the same bytes."""
+    return _GREETING_LINE + line(protocol)
+
+
+_GREETING_LINE: Final = line(GREETING)
+
+
 class Asking:
     """The side that wants ``protocol``. Send :attr:`opening` first."""
 
     def __init__(self, protocol: str) -> None:
-        self.opening: Final = line(GREETING) + line(protocol)
+        self.opening: Final = opening_for(protocol)
         self.rest = b""
         """What came behind the answer."""
         self._protocol = protocol
@@ -61,6 +71,9 @@ class Asking:
             ProtocolNotSupported: it does not speak the protocol.
             StreamReset: it does not speak multistream.
         """
+        if data.startswith(self.opening) and self._lines.empty and not self._greeted:  # nearly always: all in one piece
+            self.rest = data[len(self.opening) :]
+            return True
         self._lines.feed(data)
         while (answer := self._lines.next()) is not None:
             if not self._greeted:
@@ -99,13 +112,15 @@ class Answering:
         Raises:
             StreamReset: it does not speak multistream, or found nothing in a reasonable number of tries.
         """
+        if not self._greeted and self._lines.empty and self._chosen_at_once(data):
+            return True
         self._lines.feed(data)
         while self.protocol is None and (wish := self._lines.next()) is not None:
             if not self._greeted:
                 if wish != GREETING:
                     raise StreamReset(f"the other side began with {wish[:60]!r} instead of {GREETING!r}")
                 self._greeted = True
-                self._output += line(GREETING)
+                self._output += _GREETING_LINE
             elif wish in self._supported:
                 self.protocol = wish
                 self.rest = self._lines.rest()
@@ -116,6 +131,19 @@ class Answering:
                     raise StreamReset(f"the other side asked for {_MOST_WISHES} protocols that we do not speak")
                 self._output += line(_REFUSAL)
         return self.protocol is not None
+
+    def _chosen_at_once(self, data: bytes) -> bool:
+        """Nearly always: the greeting and a wish that we grant come in one piece."""
+        begin = len(_GREETING_LINE) + 1
+        if not data.startswith(_GREETING_LINE) or len(data) < begin or data[begin - 1] >= 0x80:
+            return False
+        end = begin + data[begin - 1]
+        wish = data[begin : end - 1].decode("utf-8", "replace")
+        if data[end - 1 : end] != b"\n" or wish not in self._supported:
+            return False
+        self.protocol, self.rest = wish, data[end:]
+        self._output += data[:end]
+        return True
 
     def take_output(self) -> bytes:
         """What to send now."""
@@ -160,6 +188,10 @@ class _Lines:
 
     def __init__(self) -> None:
         self._data = bytearray()
+
+    @property
+    def empty(self) -> bool:
+        return not self._data
 
     def feed(self, data: bytes) -> None:
         self._data += data

@@ -10,6 +10,8 @@ that failed because the peer threw the stream away. Nothing was executed: the pe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from hivemind_p2p.errors import ProtocolNotSupported, StreamReset
@@ -51,7 +53,7 @@ class NegotiatedStream(Stream):
         self._inner = inner
         self._unsent = unsent
         self._asking = asking
-        self._early = memoryview(early)
+        self._early = early
         self._known = known if known is not None else set()
         self._unheard = unheard
         self._refusal: ProtocolNotSupported | None = None
@@ -75,7 +77,7 @@ class NegotiatedStream(Stream):
                 if not data:
                     raise StreamReset(f"{self.peer_id} ended the stream instead of agreeing to {self.protocol!r}")
                 if asking.receive(data):
-                    self._early = memoryview(asking.rest)
+                    self._early = asking.rest
                     self._asking = None
                     if len(self._known) < _MOST_KNOWN:
                         self._known.add(self.protocol)
@@ -105,33 +107,51 @@ class NegotiatedStream(Stream):
         if self._asking is not None:
             await self.settle()
         if self._early:
-            await trio.lowlevel.checkpoint()
-            data, self._early = (
-                self._early[:max_bytes],
-                self._early[len(self._early) if max_bytes is None else max_bytes :],
-            )
-            return bytes(data)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return self._take_early(max_bytes)
         return await self._inner.receive_some(max_bytes)
+
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        if self._asking is not None:
+            return b""
+        return self._take_early(max_bytes) if self._early else self._inner.receive_nowait(max_bytes)
+
+    def when_readable(self, callback: Callable[[], object] | None) -> None:
+        if self._early and callback is not None:
+            callback()
+        else:
+            self._inner.when_readable(callback)
+
+    def send_nowait(self, data: bytes | bytearray, *, last: bool = False) -> bool:
+        if self._unsent:
+            data = self._unsent + data
+        try:
+            sent = self._inner.send_nowait(data, last=last)
+        except StreamReset:
+            return False  # sending with waiting, which fails as well, says why
+        if sent and self._unsent:
+            self._take_unsent()
+        return sent
 
     async def read_into(self, buffer: memoryview) -> None:
         if self._asking is not None:
             await self.settle()
         if self._early:
             buffer = memoryview(buffer).cast("B")
-            size = min(len(self._early), len(buffer))
-            buffer[:size], self._early = self._early[:size], self._early[size:]
-            buffer = buffer[size:]
+            early = self._take_early(len(buffer))
+            buffer[: len(early)] = early
+            buffer = buffer[len(early) :]
         await self._inner.read_into(buffer)
 
     async def send_eof(self) -> None:
         self.announce()
         await self._inner.send_eof()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         if self._asking is None:
             self.announce()
         self._take_unsent()
-        await self._inner.aclose()
+        self._inner.close()
 
     async def reset(self) -> None:
         self._take_unsent()
@@ -144,6 +164,14 @@ class NegotiatedStream(Stream):
         """Send what waits for the first write, now."""
         if self._unsent:
             self._inner.send_first(self._take_unsent())
+
+    def _take_early(self, most: int | None) -> bytes:
+        early = self._early
+        if most is None or len(early) <= most:
+            self._early = b""
+            return early
+        self._early = early[most:]
+        return early[:most]
 
     def _take_unsent(self) -> bytes:
         unsent, self._unsent = self._unsent, b""

@@ -100,6 +100,11 @@ class FrameReader:
         return self._body is None and not self._head
 
     @property
+    def pending(self) -> bool:
+        """Whether there is more than the frames that were popped: another one, a part of one, or a failure."""
+        return bool(self._frames) or self._failure is not None or not self.between_frames
+
+    @property
     def under_way(self) -> int:
         """The length of the body whose header has come, and which has not come to its end; 0 when there is none."""
         return 0 if self._body is None else self._length
@@ -157,9 +162,13 @@ class FrameReader:
             self._failure = error
             return rest
         self._head.clear()
+        rest = rest[header.size - before :]
+        if len(rest) >= header.length:  # a small frame, that has come whole
+            self._frames.append(Frame(header.marker, bytearray(rest[: header.length])))
+            return rest[header.length :]
         self._marker, self._length, self._have = header.marker, header.length, 0
         self._body = bytearray(min(header.length, _FIRST_ROOM))
-        return rest[header.size - before :]
+        return rest
 
     def _advance(self) -> None:
         """Make more room once it is used up, or pass on the frame when it is complete."""

@@ -99,18 +99,29 @@ async def test_a_caller_that_ends_or_asks_twice_gets_nothing(autojump_clock, ser
 
 
 async def test_a_caller_that_sends_more_than_its_request_is_dropped(autojump_clock, pair):
-    cancelled = trio.Event()
+    started, cancelled = trio.Event(), trio.Event()
 
     async def wait(request, context):
+        started.set()
         try:
             await trio.sleep_forever()
         finally:
             cancelled.set()
 
     pair[1].register(UNARY, StringValue, wait)
+    stream = await pair[0].network.open_stream(pair[1].network.peer_id, UNARY)
+    await stream.send_all(GOOD)
+    await started.wait()
+    await stream.send_all(GOOD[:1])
+    with pytest.raises(StreamReset):
+        await stream.receive_some()
+    assert cancelled.is_set()
+
+
+async def test_a_caller_that_asks_twice_at_once_is_not_served(autojump_clock, pair):
+    pair[1].register(UNARY, StringValue, lambda request, context: pytest.fail("it was served"))
     with pytest.raises(StreamReset):
         await answer_to(pair, UNARY, GOOD + GOOD)
-    assert cancelled.is_set()
 
 
 async def test_a_request_that_never_comes_whole_is_given_up(autojump_clock, served):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 import trio
@@ -304,3 +305,38 @@ async def test_a_connection_counts_what_it_has_carried(networks: Pair):
     assert size <= other.traffic.received - before[1].received < 1.01 * size
     assert one.traffic.received - before[0].received < size / 10
     done.set()
+
+
+async def test_who_wants_to_know_is_told_once_that_there_is_something_to_read(autojump_clock, networks: Pair):
+    ours, theirs, _ = await meet(networks)
+    told: list[str] = []
+    theirs.when_readable(lambda: told.append("replaced"))
+    theirs.when_readable(lambda: told.append("came"))
+    await trio.sleep(1)
+    assert told == []
+    await ours.send_all(b"abc")
+    await trio.sleep(1)
+    await ours.send_all(b"def")
+    await trio.sleep(1)
+    assert told == ["came"]
+    theirs.when_readable(lambda: told.append("is here"))
+    assert told == ["came", "is here"]
+    assert await theirs.read_exactly(6) == b"abcdef"
+    theirs.when_readable(lambda: told.append("nobody"))
+    theirs.when_readable(None)
+    await ours.send_all(b"x")
+    assert await theirs.read_exactly(1) == b"x"
+    for number, end in enumerate((ours.send_eof, ours.reset)):
+        theirs.when_readable(partial(told.append, f"end {number}"))
+        await end()
+        await trio.sleep(1)
+        assert told.pop() == f"end {number}"
+
+
+async def test_who_closes_is_not_told_any_more(autojump_clock, networks: Pair):
+    ours, theirs, _ = await meet(networks)
+    theirs.when_readable(lambda: pytest.fail("told of a stream that was closed"))
+    theirs.close()
+    theirs.close()
+    assert await read_all(ours) == b""
+    await trio.sleep(1)

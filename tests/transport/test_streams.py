@@ -6,9 +6,11 @@ import os
 
 import pytest
 import trio
+import trio.testing
 
 from hivemind_p2p.errors import ConnectionLost, ProtocolNotSupported, StreamEnded, StreamReset
 from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
 from tests.transport.hosts import ECHO, roundtrip, two_hosts
 
 
@@ -191,3 +193,56 @@ async def test_the_end_of_the_connection_reaches_every_stream():
             await stream.send_all(b"x")
         await stream.aclose()
         assert await roundtrip(client, server) == b"ping"  # on a new connection
+
+
+async def test_what_takes_no_waiting_is_sent_without_waiting():
+    async with two_hosts() as (server, client):
+        await roundtrip(client, server)
+        stream, waiting = await client.open_stream(server.peer_id, ECHO), trio.Event()
+        assert stream.send_nowait(b"ping")
+        stream.when_readable(waiting.set)
+        await waiting.wait()
+        assert await stream.receive_some(2) == b"pi"
+        assert (stream.receive_nowait(1), stream.receive_nowait(9), stream.receive_nowait(9)) == (b"n", b"g", b"")
+        assert not stream.send_nowait(bytes(2**18 + 1)), "more than the window"
+        assert stream.send_nowait(b"that is all", last=True)
+        with pytest.raises(trio.ClosedResourceError):
+            stream.send_nowait(b"more")
+        again = await client.open_stream(server.peer_id, ECHO)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(again.send_all, bytes(2**26))
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                again.send_nowait(b"in between")
+            nursery.cancel_scope.cancel()
+        await again.reset()
+
+
+async def test_a_call_is_one_packet_there_and_one_back():
+    async with two_hosts() as (server, client):
+        heard: list[bytes] = []
+
+        async def answer(stream: Stream) -> None:
+            heard.append(stream.receive_nowait(100))
+            assert stream.send_nowait(b"pong", last=True)
+
+        server.set_stream_handler("/call", answer)
+
+        async def call() -> None:
+            stream = await client.open_stream(server.peer_id, "/call")
+            assert stream.send_nowait(b"ping")
+            assert await stream.receive_some() == b"pong"
+            stream.close()
+
+        await call()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        [connection] = server.connections()
+        muxer = connection._muxer
+        assert isinstance(muxer, YamuxMuxer)
+        before = muxer._received
+        for _ in range(20):
+            await call()
+        assert muxer._received - before <= 22, "the end of a call travels with the next one"
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(muxer.session) == 0, "and soon without one"
+        assert heard[1:] == [b"ping"] * 20

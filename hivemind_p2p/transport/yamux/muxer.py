@@ -34,6 +34,7 @@ from hivemind_p2p.transport.yamux.events import (
     StreamRefused,
     WindowOpened,
 )
+from hivemind_p2p.transport.yamux.frames import MAX_PAYLOAD
 from hivemind_p2p.transport.yamux.session import Session
 from hivemind_p2p.transport.yamux.stream import YamuxStream
 from hivemind_p2p.transport.yamux.stream_state import StreamState
@@ -41,6 +42,9 @@ from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
 _GOODBYE: Final = 1.0
+_UNHURRIED: Final = 0.01
+"""Seconds that what nobody waits for may wait for company: the end of a call that was answered travels with the next
+one, and costs no packet."""
 
 
 class YamuxMuxer(Muxer):
@@ -74,6 +78,7 @@ class YamuxMuxer(Muxer):
         self._blocked = trio.Event()
         self._flowing = trio.Event()
         self._sent = trio.lowlevel.ParkingLot()
+        self._unhurried = trio.Event()
         self._received = 0
         self._heard = trio.Event()
         self._used = trio.Event()
@@ -104,6 +109,7 @@ class YamuxMuxer(Muxer):
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._pump)
+                    nursery.start_soon(self._flush_unhurried)
                     nursery.start_soon(self._keepalive)
                     reason = await self._read()
                     self._lose(reason)
@@ -130,14 +136,14 @@ class YamuxMuxer(Muxer):
         self._used.set()
         stream = self._add(self.session.open_stream(trio.current_time()))
         try:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
             stream.throw_away()
             raise
         return stream
 
     async def accept_stream(self) -> YamuxStream:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         while not self._accepted:
             if self._lost is not None:
                 raise self.lost()
@@ -195,6 +201,19 @@ class YamuxMuxer(Muxer):
             await trio.lowlevel.checkpoint()
         self.check()
         return size
+
+    def send_nowait(self, state: StreamState, data: bytes | bytearray) -> bool:
+        """Take all of ``data`` in one frame, for the next :meth:`flush`, if it can go out now. Whether it was taken."""
+        if self._channel.pending or self._turn.locked() or not 0 < len(data) <= min(state.send_window, MAX_PAYLOAD):
+            return False
+        self.session.send(state, memoryview(data))
+        return True
+
+    def flush_soon(self) -> None:
+        """Send what the session has to say with what is sent next, or alone if that does not come soon."""
+        self._unhurried.set()
+        if not self._running:
+            self.flush()
 
     def flush(self) -> None:
         """Send what the session has to say, now or as soon as the socket takes it. Never waits, never raises."""
@@ -298,8 +317,9 @@ class YamuxMuxer(Muxer):
                     try:
                         await self._channel.drain_some()
                     except ConnectionLost as error:
-                        self.give_up(str(error))
-                        return
+                        self._write_failed(error)
+                        self._flowing.set()
+                        break
                 if scope.cancelled_caught:
                     self.give_up(f"it took no byte for {self._settings.write_timeout:g} s")
                     return
@@ -307,6 +327,13 @@ class YamuxMuxer(Muxer):
                     self._flowing.set()
                     self._sent.unpark_all()
                     self.flush()
+
+    async def _flush_unhurried(self) -> None:
+        while True:
+            await self._unhurried.wait()
+            await trio.sleep(_UNHURRIED)
+            self._unhurried = trio.Event()
+            self.flush()
 
     async def _keepalive(self) -> None:
         settings = self._settings

@@ -13,7 +13,8 @@ The rules, which are those of https://github.com/hashicorp/yamux/blob/master/spe
 5. Payload above the window breaks the protocol, and is seen in the header, before anything is held. So does payload
    for a stream unknown to us that is larger than any window of ours.
 6. Windows are given back when the program has read, not when bytes arrive; ``windows`` says by how much.
-7. More streams than ``max_inbound`` are refused, with RST. So is what the peer opens after either side said go-away.
+7. More streams than ``max_inbound`` (twice as many, where the peer has ended its half of the others: it need not wait
+   until we are done) are refused, with RST. So is what the peer opens after either side said go-away.
 8. A ping is answered with its own value. Who makes us owe more than ``_MOST_REPLIES`` answers (pongs, refusals) without
    taking any breaks the protocol.
 9. After go-away no stream is opened; those that are open go on.
@@ -70,23 +71,19 @@ class Session:
         self.failed = False
         self.inbound_count = 0
         """Streams of the peer that are open, without those that we are done with."""
+        self._unended = 0  # those of them whose half the peer has not ended
         self._max_inbound = max_inbound
         self._next_id = 1 if initiator else 2
         self._streams: dict[int, StreamState] = {}
-        self._closed: dict[int, StreamState] = {}
-        """Those that we are done with and the peer is not, the oldest first."""
+        self._closed: dict[int, StreamState] = {}  # those that we are done with and the peer is not, the oldest first
         self._output: list[Buffer] = []
         self._replies = 0
         self._ping: tuple[int, float] | None = None
         self._pings = 0
-        self._head = bytearray()
-        """The part of a header that came."""
-        self._missing = 0
-        """Bytes still to come of the payload at hand."""
-        self._receiving: StreamState | None = None
-        """Whose payload it is; None when nobody wants it."""
-        self._afterwards = 0
-        """FIN and RST of the frame whose payload is at hand."""
+        self._head = bytearray()  # the part of a header that came
+        self._missing = 0  # bytes still to come of the payload at hand
+        self._receiving: StreamState | None = None  # whose payload it is; None when nobody wants it
+        self._afterwards = 0  # FIN and RST of the frame whose payload is at hand
 
     def __len__(self) -> int:
         """Open streams."""
@@ -149,8 +146,7 @@ class Session:
         if stream.open and not stream.closed:
             stream.closed = True
             self._closed[stream.id] = stream
-            if not stream.outbound:
-                self.inbound_count -= 1
+            self._uncount(stream)
             self._drop(stream, unread)
             if len(self._closed) > _MOST_CLOSED:
                 self.reset(next(iter(self._closed.values())))
@@ -273,7 +269,7 @@ class Session:
             self._fail(f"it opened stream {stream_id} twice", events)
         elif self.going_away:
             self._reply(frame(frames.WINDOW_UPDATE, RST, stream_id, 0), events)
-        elif self.inbound_count >= self._max_inbound:
+        elif self._unended >= self._max_inbound or self.inbound_count >= 2 * self._max_inbound:
             self._reply(frame(frames.WINDOW_UPDATE, RST, stream_id, 0), events)
             if not self.failed:
                 events.append(StreamRefused(stream_id))
@@ -281,8 +277,8 @@ class Session:
             stream = StreamState(stream_id, outbound=False, receive_window=ReceiveWindow(self.windows, now))
             self._streams[stream_id] = stream
             self.inbound_count += 1
-            if stream.receive_window.size > INITIAL_WINDOW:
-                self.announce(stream)
+            self._unended += 1
+            self._announce_window(stream)
             events.append(StreamOpened(stream))
             return stream
         return None
@@ -337,6 +333,7 @@ class Session:
     def _flags(self, stream: StreamState, flags: int, events: list[Event]) -> None:
         if flags & FIN and stream.open and not stream.remote_ended:
             stream.remote_ended = True
+            self._unended -= not stream.outbound and not stream.closed
             stream.receive_window.release()
             events.append(EndReceived(stream))
             self._forget_if_over(stream)
@@ -385,8 +382,13 @@ class Session:
         stream.open = False
         stream.receive_window.release()
         del self._streams[stream.id]
-        if self._closed.pop(stream.id, None) is None and not stream.outbound:
+        if self._closed.pop(stream.id, None) is None:
+            self._uncount(stream)
+
+    def _uncount(self, stream: StreamState) -> None:
+        if not stream.outbound:
             self.inbound_count -= 1
+            self._unended -= not stream.remote_ended
 
     def _fail(self, reason: str, events: list[Event]) -> None:
         self.failed = True

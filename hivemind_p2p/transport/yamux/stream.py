@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -31,7 +33,8 @@ class YamuxStream(MuxedStream):
         self._closed = False
         self._reading = False
         self._writing = False
-        self._readable: trio.Event | None = None
+        self._when_readable: Callable[[], object] | None = None
+        """Wakes the reader, or whoever wants to know."""
         self._writable: trio.Event | None = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -48,6 +51,19 @@ class YamuxStream(MuxedStream):
                     raise self._closed_here()
         finally:
             self._writing = False
+
+    def send_nowait(self, data: bytes | bytearray, *, last: bool = False) -> bool:
+        self._begin_writing()
+        self._writing = False
+        self._check_writable()
+        if not self._muxer.send_nowait(self.state, data):
+            return False
+        if last:
+            self.close()  # flushes
+        else:
+            self._muxer.flush()
+            self._muxer.check()
+        return True
 
     def send_first(self, data: bytes) -> None:
         self._muxer.session.send(self.state, memoryview(data))
@@ -66,19 +82,36 @@ class YamuxStream(MuxedStream):
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
         self._begin_reading()
         try:
-            await trio.lowlevel.checkpoint()
-            if await self._data():
-                data = self._queue.take(max_bytes)
-                self._consumed(len(data))
-                return data
-            return b""
+            if self._queue.size:  # only the reader of the connection adds to it: who takes what is there ends soon
+                await trio.lowlevel.checkpoint_if_cancelled()
+            elif not await self._data():
+                return b""
+            data = self._queue.take(max_bytes)
+            self._consumed(len(data))
+            return data
         finally:
             self._reading = False
+
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        self._begin_reading()
+        self._reading = False
+        if not self._queue.size:
+            return b""
+        data = self._queue.take(max_bytes)
+        self._consumed(len(data))
+        return data
+
+    def when_readable(self, callback: Callable[[], object] | None) -> None:
+        self._begin_reading()
+        self._reading = False
+        self._when_readable = callback
+        if self._queue.size or self.state.remote_ended or not self.state.open or self._muxer.is_lost:
+            self._wake_reader()
 
     async def read_into(self, buffer: memoryview) -> None:
         self._begin_reading()
         try:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             target = memoryview(buffer).cast("B")
             expected = len(target)
             while target:
@@ -106,11 +139,11 @@ class YamuxStream(MuxedStream):
         finally:
             self._writing = False
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         if not self._closed:
+            nobody_waits = self.state.remote_ended
             self._muxer.session.close(self.state)
-            self._is_closed()
-        await trio.lowlevel.checkpoint()
+            self._is_closed(urgent=not nobody_waits)
 
     async def reset(self) -> None:
         self.throw_away()
@@ -119,14 +152,21 @@ class YamuxStream(MuxedStream):
         """:meth:`reset`, which has nothing to wait for."""
         if not self._closed:
             self._muxer.session.reset(self.state)
-            self._is_closed()
+            self._is_closed(urgent=True)
 
-    def _is_closed(self) -> None:
+    def _is_closed(self, *, urgent: bool) -> None:
         self._closed = True
         self._queue.clear()
         self._muxer.discard(self)
-        self._muxer.flush()
-        self._wake()
+        if urgent:
+            self._muxer.flush()
+        else:
+            self._muxer.flush_soon()
+        if self._reading:
+            self._wake_reader()
+        self._when_readable = None
+        if self._writable is not None:
+            self._writable.set()
 
     # The muxer calls these.
 
@@ -194,6 +234,7 @@ class YamuxStream(MuxedStream):
             if self._closed:
                 raise self._closed_here()
             if self.state.remote_ended:
+                await trio.lowlevel.checkpoint_if_cancelled()
                 return False
             if self._muxer.is_lost:
                 raise self._muxer.lost()
@@ -202,9 +243,13 @@ class YamuxStream(MuxedStream):
             if self.state.opening == SYN:  # whoever waits for the peer's first word must let it know of the stream
                 self._muxer.session.announce(self.state)
                 self._muxer.flush()
-            self._readable = trio.Event()
-            await self._readable.wait()
+            self._when_readable = partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
+            await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
         return True
+
+    def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
+        self._when_readable = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def _consumed(self, size: int) -> None:
         self._muxer.session.consumed(self.state, size, trio.current_time())
@@ -239,5 +284,6 @@ class YamuxStream(MuxedStream):
             self._writable.set()
 
     def _wake_reader(self) -> None:
-        if self._readable is not None:
-            self._readable.set()
+        wake, self._when_readable = self._when_readable, None
+        if wake is not None:
+            wake()
