@@ -69,10 +69,40 @@ def train(system: str, peers: list) -> None:
     dht.shutdown()
 
 
+def compute_here() -> None:
+    """What the server computes for such batches, without a network; the rows spread evenly: the floor."""
+    import torch
+
+    from hivemind_p2p.server.expert_classes import FeedForward
+
+    experts = [FeedForward(512) for _ in range(GRID[0] * GRID[1])]
+    steps = [torch.optim.Adam(each.parameters(), fused=True) for each in experts]
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order, times = json.loads(line), []
+        rows = order["rows"] * order["k"]
+        busy = min(rows, len(experts))
+        inputs = torch.randn(rows // busy, 512)
+        for _ in range(order["calls"]):
+            began = time.perf_counter()
+            with torch.inference_mode():
+                for expert in experts[:busy]:
+                    expert(inputs)
+            if order["backward"]:  # a backward request computes forward again, as hivemind's do, and makes one step
+                for expert, step in zip(experts[:busy], steps, strict=False):
+                    step.zero_grad()
+                    expert(inputs.clone().requires_grad_()).sum().backward()
+                    step.step()
+            times.append(time.perf_counter() - began)
+        print(json.dumps({"times": times}), flush=True)
+
+
 if __name__ == "__main__":
     tempfile.gettempdir()  # hivemind forks while its threads run, and the lock of this is one that they hold
     role, chosen, argument = sys.argv[1:4]
     if role == "server":
         serve(chosen, int(argument))
+    elif role == "here":
+        compute_here()
     else:
         train(chosen, json.loads(argument))
