@@ -156,13 +156,8 @@ class RPC:
             NodeClosed: this ``RPC`` is not running, or stopped meanwhile.
         """
         call = UnaryCall(peer_id.to_bytes(), method, request, self.settings.max_message_bytes)
-<<<<<<< HEAD
-        with self._call(CallStarted(peer_id, method, outbound=True, request=request), timeout):
-            stream = await self.network.open_stream(peer_id, method, carries=max(call.size, carries))
-=======
         with _Call(self, CallStarted(peer_id, method, outbound=True, request=request), timeout):
-            stream = await self.network.open_stream(peer_id, method)
->>>>>>> 9ca3b7a (A call is one packet each way, and starts no task, nursery or timer for what needs no waiting)
+            stream = await self.network.open_stream(peer_id, method, carries=max(call.size, carries))
             try:
                 response = await call.on(stream, response_type, partial(self.speeds.add, peer_id))
             except BaseException:
@@ -208,13 +203,8 @@ class RPC:
         timeout: float | None,
         carries: int,
     ) -> AsyncIterator[AsyncIterator[R]]:
-<<<<<<< HEAD
-        with self._call(call, timeout):
-            stream = await self.network.open_stream(call.peer_id, call.method, carries=carries)
-=======
         with _Call(self, call, timeout):
-            stream = await self.network.open_stream(call.peer_id, call.method)
->>>>>>> 9ca3b7a (A call is one packet each way, and starts no task, nursery or timer for what needs no waiting)
+            stream = await self.network.open_stream(call.peer_id, call.method, carries=carries)
             responses = StreamCall(stream, response_type, self._item_limit, partial(self.speeds.add, call.peer_id))
             failure: Exception | None = None
             try:

@@ -97,12 +97,8 @@ async def serve_stream(
         async with aclosing(responses):
             async for response in responses:
                 if isinstance(response, Exception):
-<<<<<<< HEAD
                     failed = True
-                    await framed.send(calls.error_item(catch(response)))
-=======
                     await framed.send(calls.error_item(served.catch(response)))
->>>>>>> 9ca3b7a (A call is one packet each way, and starts no task, nursery or timer for what needs no waiting)
                 else:
                     await framed.send(b"", *response)
         nursery.cancel_scope.cancel()

@@ -26,14 +26,11 @@ logger = logging.getLogger(__name__)
 _HANDLERS_PER_STREAM: Final = 2
 """The muxer bounds open streams; a handler may outlive its stream for a while, but not without bound."""
 
-<<<<<<< HEAD
 _LAST_SECONDS: Final = 5.0
 """Seconds before a relay cuts a circuit in which nothing new is begun on it."""
 _PER_STREAM: Final = 512
 _SHAKING_HANDS: Final = 4096
-=======
 _FIRST_WORDS: Final = 2**16
->>>>>>> 9ca3b7a (A call is one packet each way, and starts no task, nursery or timer for what needs no waiting)
 _UNUSED: Final = 0.02
 """Seconds that a new stream waits for its first write, with which it would cost no packet of its own."""
 
@@ -247,11 +244,11 @@ class MuxedConnection(KeptConnection):
         return f"<Connection{way} {'to' if self.outbound else 'from'} {self.peer_id!r} at {self.remote_maddr}, {state}>"
 
 
-<<<<<<< HEAD
 def usable(limit: CircuitLimit) -> float:
     """Bytes of ours that a circuit carries: some go to encryption, multiplexing and knowing each other."""
     return 0.98 * limit.size - _SHAKING_HANDS
-=======
+
+
 def _hear(answering: Answering, data: bytes, inner: MuxedStream) -> None:
     """Take in what the peer said, and answer."""
     try:
@@ -259,7 +256,6 @@ def _hear(answering: Answering, data: bytes, inner: MuxedStream) -> None:
     finally:  # a refusal goes out even when what follows it is no wish but what the peer had to say
         if not answering.rest:  # otherwise it does not wait for the answer, which can travel with our words
             inner.send_first(answering.take_output())
->>>>>>> 9ca3b7a (A call is one packet each way, and starts no task, nursery or timer for what needs no waiting)
 
 
 async def run_handler(handler: StreamHandler, stream: Stream) -> None:
