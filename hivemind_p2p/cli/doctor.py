@@ -166,6 +166,7 @@ def _address(address: dict[str, Any]) -> str:
     words = {"reachable": "reachable", "unreachable": "not reachable", "unknown": "nobody tried"}[address["verdict"]]
     trials = [
         f"...{each['observer'][-8:]} {'got in' if each['reached'] else 'did not get in'} {each['age']:.0f} s ago"
+        + (", proved" if each["reached"] and each["autonat"] == 2 else "")
         for each in address["trials"][-3:]
     ]
     return f"{address['maddr']}: {words}" + (f" ({', '.join(trials)})" if trials else "")

@@ -1,10 +1,12 @@
-"""Asking peers to dial us back, and dialling back those who ask: AutoNAT v1 (libp2p specs/autonat/autonat-v1.md).
+"""Asking peers to dial us back, and dialling back those who ask: AutoNAT (libp2p specs/autonat).
 
 A dial back proves something only on a fresh connection: from another port than ours, since a NAT lets in what comes
-from an address and port that was dialled from inside. It goes no further than the security handshake, which proves who
-is there, so that it never becomes a connection that somebody uses.
+from an address and port that was dialled from inside.
 
-Only addresses of the very IP that we see the asker at are dialled, and nobody is served through a relay: otherwise we
+Who speaks version 2 is asked by it about each public address, and has to prove that it got in (``dial_requests``,
+``dial_backs``). Others, and about private addresses, are asked by version 1, which is here. That goes no further than
+the security handshake, which proves who is there, so that it never becomes a connection that somebody uses. Only
+addresses of the very IP that we see the asker at are dialled by it, and nobody is served through a relay: otherwise we
 could be made to knock at doors of others.
 """
 
@@ -20,9 +22,11 @@ from multiaddr import Multiaddr
 from hivemind_p2p.config import NATSettings
 from hivemind_p2p.errors import TransportError
 from hivemind_p2p.nat import messages
+from hivemind_p2p.nat.dial_backs import DialBacks
+from hivemind_p2p.nat.dial_requests import DIAL_REQUEST, DialRequests
 from hivemind_p2p.nat.per_minute import PerMinute
 from hivemind_p2p.nat.reachability import Reachability
-from hivemind_p2p.transport.addresses import Endpoint, endpoint_of, maddr_of, why_undialable
+from hivemind_p2p.transport.addresses import Endpoint, endpoint_of, is_public, maddr_of, why_undialable
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire.autonat_pb2 import Message
 from hivemind_p2p.wire.peer_id import PeerID
@@ -39,7 +43,7 @@ _LARGEST: Final = 16 * 1024
 
 
 class AutoNAT:
-    """The client and the server of one host.
+    """The clients and the servers of one host.
 
     Args:
         changed: called when there is a new finding.
@@ -56,14 +60,20 @@ class AutoNAT:
         self._changed = changed
         self._asked: dict[PeerID, float] = {}
         self._limit = PerMinute(settings.autonat_per_minute)
+        self._requests = DialRequests(host, timeout=settings.autonat_timeout)
+        self._dial_backs = DialBacks(host, settings, self._limit)
 
     def start(self) -> None:
         """Dial back those who ask."""
         self._host.set_stream_handler(AUTONAT, self._serve)
+        self._requests.start()
+        self._dial_backs.start()
 
     def stop(self) -> None:
         """The opposite of :meth:`start`."""
         self._host.set_stream_handler(AUTONAT, None)
+        self._requests.stop()
+        self._dial_backs.stop()
 
     async def run(self) -> None:
         """Ask again from time to time; never returns."""
@@ -79,18 +89,23 @@ class AutoNAT:
         said, now = connection.description, trio.current_time()
         fresh = {peer: at for peer, at in self._asked.items() if now - at < self._settings.autonat_interval}
         peer_id = connection.peer_id
-        if said is None or AUTONAT not in said.protocols or peer_id in fresh or len(fresh) >= _MOST_SERVERS:
+        if said is None or said.observed is None or peer_id in fresh or len(fresh) >= _MOST_SERVERS:
             return
-        targets = self._targets(said.observed)
-        if not targets:
+        # In our own network nobody knows what those outside can reach.
+        speaks_2 = DIAL_REQUEST in said.protocols and is_public(said.observed)
+        plan = [(maddr, 2 if speaks_2 and is_public(maddr) else 1) for maddr in self._targets(said.observed, speaks_2)]
+        if AUTONAT not in said.protocols:
+            plan = [(maddr, version) for maddr, version in plan if version == 2]
+        if not plan:
             return
         self._asked = {**fresh, peer_id: now}
-        for maddr in targets:
-            reached = await self._ask_about(connection, maddr)
+        for maddr, version in plan:
+            ask = self._requests.ask if version == 2 else self._ask_about
+            reached = await ask(connection, maddr)
             if reached is None:
-                return
+                continue
             logger.debug("%s says that we are %s at %s", peer_id, "reached" if reached else "not reached", maddr)
-            self.reachability.add(maddr, peer_id, reached, trio.current_time())
+            self.reachability.add(maddr, peer_id, reached, trio.current_time(), version=version)
             self.tried.set()
             self._changed()
 
@@ -103,16 +118,19 @@ class AutoNAT:
         self.reachability.forget()
         self._asked.clear()
 
-    def _targets(self, seen: Multiaddr | None) -> list[Multiaddr]:
-        """What a peer may try: where it sees us, with the ports that we listen on, and what we announce of that IP."""
-        endpoint = endpoint_of(seen) if seen is not None else None
+    def _targets(self, seen: Multiaddr, everywhere: bool) -> list[Multiaddr]:
+        """What a peer may try, what matters most first: what we announce of the IP that it sees us at, and the ports
+        there that we listen on; then, with ``everywhere``, our public addresses of other IPs."""
+        endpoint = endpoint_of(seen)
         if endpoint is None:
             return []
         ports = {each.port for maddr in self._host.listen_maddrs if (each := endpoint_of(maddr)) is not None}
         listening = [maddr_of(endpoint.host, port) for port in sorted(ports)]
         forwarded = [*self.mapped, *self._host.announce_maddrs]
         announced = [maddr for maddr in forwarded if _same_ip(maddr, endpoint)]
-        return list(dict.fromkeys([*announced, *listening]))[:_MOST_DIALS]
+        elsewhere = [*forwarded, *self._host.listen_maddrs] if everywhere else []
+        others = [maddr for maddr in elsewhere if is_public(maddr) and _has_ip(maddr)]
+        return list(dict.fromkeys([*announced, *listening, *others]))[:_MOST_DIALS]
 
     async def _ask_about(self, connection: MuxedConnection, maddr: Multiaddr) -> bool | None:
         """Whether the peer reached us there; None when it did not say."""
@@ -162,7 +180,7 @@ class AutoNAT:
 
                 async def attempt(maddr: Multiaddr) -> None:
                     try:
-                        await self._host.dial_back(peer_id, maddr)
+                        await self._host.visits.knock(peer_id, maddr)
                     except TransportError as error:
                         logger.debug("%s is not reached at %s: %s", peer_id, maddr, error)
                     else:
@@ -180,6 +198,11 @@ class AutoNAT:
 def _same_ip(maddr: Multiaddr, seen: Endpoint | None) -> bool:
     endpoint = endpoint_of(maddr)
     return endpoint is not None and seen is not None and endpoint.host == seen.host
+
+
+def _has_ip(maddr: Multiaddr) -> bool:
+    endpoint = endpoint_of(maddr)
+    return endpoint is not None and endpoint.ip is not None
 
 
 def _response(status: Message.ResponseStatus, text: str) -> Message.DialResponse:

@@ -63,7 +63,8 @@ def _own_maddrs(host: Host, nat: NAT, now: float) -> list[Multiaddr]:
 def _address(nat: NAT, maddr: Multiaddr, now: float) -> Address:
     reachability = nat.autonat.reachability
     trials = [
-        Trial(each.observer.base58, each.reached, round(now - each.at, 3)) for each in reachability.evidence(maddr, now)
+        Trial(each.observer.base58, each.reached, round(now - each.at, 3), each.version)
+        for each in reachability.evidence(maddr, now)
     ]
     return Address(str(maddr), reachability.verdict(maddr, now).value, tuple(trials))
 

@@ -25,6 +25,8 @@ class Trial:
     observer: str
     reached: bool
     age: float
+    autonat: int = 1
+    """The version of the protocol. 1: the peer says so; 2: that it got in, it proved."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Evidence:
     reached: bool
     at: float
     """``trio.current_time``."""
+    version: int = 1
+    """Of AutoNAT. 1: it says so; 2: that it got in, it proved."""
 
 
 class Reachability:
@@ -49,11 +51,11 @@ class Reachability:
         self._max_age = max_age
         self._findings: OrderedDict[Multiaddr, OrderedDict[PeerID, Evidence]] = OrderedDict()
 
-    def add(self, maddr: Multiaddr, observer: PeerID, reached: bool, now: float) -> None:
+    def add(self, maddr: Multiaddr, observer: PeerID, reached: bool, now: float, *, version: int = 1) -> None:
         """A peer tried an address of ours."""
         findings = self._findings.setdefault(maddr, OrderedDict())
         self._findings.move_to_end(maddr)
-        findings[observer] = Evidence(observer, reached, now)
+        findings[observer] = Evidence(observer, reached, now, version)
         findings.move_to_end(observer)
         while len(findings) > _MOST_OBSERVERS:
             findings.popitem(last=False)

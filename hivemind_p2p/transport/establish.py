@@ -39,6 +39,7 @@ class Establisher:
         self._settings = settings
         self._transport = transport
         self._upgrader = Upgrader(identity, settings)
+        self._stranger: Upgrader | None = None
 
     async def dial(self, peer_id: PeerID, maddr: Multiaddr, *, aside: bool = False) -> MuxedConnection:
         """Connect to a peer at one address. Bound it with a cancel scope.
@@ -55,10 +56,7 @@ class Establisher:
                 raise TransportError("this host uses no relays")
             circuit = await self.dial_circuit(peer_id, maddr)
             return self._wrap(await self._upgrader.outbound(circuit, peer_id), circuit)
-        if aside and isinstance(self._transport, TCPTransport):
-            raw = await self._transport.dial(maddr, from_shared_port=False)
-        else:
-            raw = await self._transport.dial(maddr)
+        raw = await self._dial_aside(maddr) if aside else await self._transport.dial(maddr)
         assert isinstance(raw, RawConnection)
         try:
             muxer = await self._upgrader.outbound(raw, peer_id)
@@ -70,8 +68,7 @@ class Establisher:
             # Two peers that dial each other at one moment, from the ports that they listen on, make one connection of
             # which both are the client. Not all settle that as we do (noise.handshake). From another port it cannot
             # happen.
-            raw = await self._transport.dial(maddr, from_shared_port=False)
-            assert isinstance(raw, RawConnection)
+            raw = await self._dial_aside(maddr)
             muxer = await self._upgrader.outbound(raw, peer_id)
         return self._wrap(muxer, raw)
 
@@ -81,12 +78,27 @@ class Establisher:
         Raises:
             TransportError: it is not, and why.
         """
+        await self._upgrader.authenticate(await self._dial_aside(maddr), peer_id)
+
+    async def dial_as_stranger(self, peer_id: PeerID, maddr: Multiaddr) -> MuxedConnection:
+        """Connect from a port that the peer never heard of, under a name that is used for nothing else.
+
+        Raises:
+            TransportError: it did not work.
+        """
+        if self._stranger is None:
+            self._stranger = Upgrader(Identity.generate(), self._settings)
+        raw = await self._dial_aside(maddr)
+        return self._wrap(await self._stranger.outbound(raw, peer_id), raw)
+
+    async def _dial_aside(self, maddr: Multiaddr) -> RawConnection:
+        """Dial from any free port instead of the one that we listen on."""
         if isinstance(self._transport, TCPTransport):
             raw = await self._transport.dial(maddr, from_shared_port=False)
         else:
             raw = await self._transport.dial(maddr)
         assert isinstance(raw, RawConnection)
-        await self._upgrader.authenticate(raw, peer_id)
+        return raw
 
     async def secure(self, raw: RawConnection, peer_id: PeerID | None, *, as_client: bool) -> MuxedConnection:
         """Secure a connection that came about in another way; it is closed when that fails.

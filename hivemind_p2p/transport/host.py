@@ -57,6 +57,7 @@ from hivemind_p2p.transport.punch import Punch, Puncher
 from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.transport.registry import ConnectionRegistry
 from hivemind_p2p.transport.tcp import TCPTransport
+from hivemind_p2p.transport.visits import Visits
 from hivemind_p2p.transport.weeding import doubt, retire, weed
 from hivemind_p2p.wire.peer_id import PeerID
 
@@ -100,6 +101,7 @@ class Host(Background):
             backoff_max=self.settings.dial_backoff_max,
         )
         self._connections: ConnectionRegistry[MuxedConnection] = ConnectionRegistry(identity.peer_id)
+        self.visits = Visits(self._establisher, self._connections)
         self._introductions = Introductions(self.settings, self._describe, self._learned)
         self._handlers: dict[str, StreamHandler] = {
             identify.IDENTIFY: self._introductions.answer,
@@ -205,14 +207,6 @@ class Host(Background):
     def set_circuit_dialer(self, dial: CircuitDialer | None) -> None:
         """Let ``dial`` connect us where only a relay leads; None: circuit addresses cannot be dialled."""
         self._establisher.dial_circuit = dial
-
-    async def dial_back(self, peer_id: PeerID, maddr: Multiaddr) -> None:
-        """Find out whether a peer is reached at an address, without becoming connected. Bound it with a scope.
-
-        Raises:
-            TransportError: it is not, and why.
-        """
-        await self._establisher.dial_back(peer_id, maddr)
 
     def punching(self, peer_id: PeerID, *, is_client: bool) -> AbstractContextManager[Punch]:
         """Connect to a peer through NATs while it dials us too, see :mod:`.punch`.

@@ -11,6 +11,7 @@ but before any that may be dead goes one that is not.
 from __future__ import annotations
 
 import abc
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
@@ -28,6 +29,8 @@ class KeptConnection(Connection):
     """Whether it may be dead, and the peer has been asked."""
     used_at: float
     """When a stream was last opened, by either side, in ``trio.current_time``."""
+    is_visit: bool = False
+    """Whether the peer is expected to end it soon (``visits``): it is used only where there is no other."""
 
     @property
     @abc.abstractmethod
@@ -49,19 +52,23 @@ class ConnectionRegistry(Generic[C]):
         self._peer_id = peer_id
         self._by_peer: dict[PeerID, list[C]] = {}
         self._count = 0
+        self.visitors: Counter[PeerID] = Counter()
+        """Peers whose next connections to us are visits."""
 
     def add(self, connection: C) -> list[C]:
         """Take a connection in; the connections that we should retire for it."""
         connections = self._by_peer.setdefault(connection.peer_id, [])
+        connection.is_visit = not connection.outbound and connection.peer_id in self.visitors
         self._count += 1
         connections.append(connection)
         connections.sort(key=lambda each: -each.opened_at)
-        candidates = [each for each in connections if each.relay is None and not each.closed] or connections
+        direct = [each for each in connections if each.relay is None and not each.closed]
+        candidates = [each for each in direct if not each.is_visit] or direct or connections
         best = candidates[0]
         for other in candidates[1:]:
             best = self._better(best, other)
         connections.remove(best)
-        connections.sort(key=lambda each: each.relay is not None)
+        connections.sort(key=lambda each: (each.relay is not None, each.is_visit))
         connections.insert(0, best)
         best = connections[0]
         return [each for each in connections[1:] if each.outbound or best.outbound == each.outbound]

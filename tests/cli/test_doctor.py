@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from hivemind_p2p.cli.doctor import _address as described
+
 LISTEN = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0"]
 
 
@@ -53,3 +55,16 @@ def test_a_node_that_is_not_running_is_an_error(doctor):
     done = doctor("--node", "nobody")
     assert done.returncode == 1
     assert "no node whose peer id ends with nobody" in done.stderr
+
+
+def test_it_says_who_got_in_and_who_proved_it():
+    trials = [(True, 2), (False, 2), (True, 1)]
+    address = {
+        "maddr": "/ip4/44.0.0.1/tcp/1",
+        "verdict": "reachable",
+        "trials": [{"observer": "12345678", "reached": got, "age": 3.4, "autonat": by} for got, by in trials],
+    }
+    assert described(address) == (
+        "/ip4/44.0.0.1/tcp/1: reachable (...12345678 got in 3 s ago, proved, ...12345678 did not get in 3 s ago, "
+        "...12345678 got in 3 s ago)"
+    )

@@ -64,6 +64,7 @@ def test_it_says_what_that_means(healths: dict[str, Any], kind: str):
     if NAMES[kind] == "public":
         assert (health["grade"], health["relays"], health["steps"]) == ("good", (), [])
         assert health["verdict"] == f"Others reach this node directly at /ip4/{health['ip']}/tcp/5005."
+        assert {trial["autonat"] for address in health["addresses"] for trial in address["trials"]} == {2}
         return
     assert len(health["relays"]) == 2
     if NAMES[kind] in ("cone", "port-restricted"):

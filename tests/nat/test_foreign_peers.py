@@ -109,6 +109,48 @@ async def test_js_and_we_reach_each_other_through_our_relay(
         assert await theirs.do("echo", peer=ours.peer_id, size=MIB)
 
 
+# Whether we are reached
+
+
+@pytest.mark.parametrize(("kind", "reached"), [("none", True), ("firewalled", False), ("port-restricted", False)])
+async def test_js_proves_that_it_reaches_us_or_says_that_it_does_not(
+    lab: Lab, start: Callable[..., Peer], kind, reached
+):
+    host, site = lab.public("js"), lab.site("a", kind)
+    with js_in(host, autonat=True) as theirs:
+        maddr = f"/ip4/{host.ip}/tcp/4001/p2p/{theirs.peer_id}"
+        ours = start(site.host, host_maddrs=LISTEN, initial_peers=[maddr], dht=False)
+        tried = await ask(ours, "until_tried", f"/ip4/{site.public_ip}/tcp/4001", 20.0)
+        assert tried == [(theirs.peer_id.base58, reached, 2)]
+        assert await theirs.do("echo", peer=ours.peer_id, size=1000), "its dial back took nothing from the connection"
+
+
+def second_ip(lab: Lab, host: Host) -> str:
+    """Another public IP address of a host; what it dials leaves from the first."""
+    ip = f"{lab.net3}.200"
+    host.run(["ip", "addr", "add", f"{ip}/24", "dev", "wan"], check=True)
+    return ip
+
+
+async def test_js_reaches_us_at_another_ip_once_we_have_paid(lab: Lab, start: Callable[..., Peer]):
+    host, own = lab.public("js"), lab.public("a")
+    elsewhere = f"/ip4/{second_ip(lab, own)}/tcp/4001"
+    with js_in(host, autonat=True) as theirs:
+        maddr = f"/ip4/{host.ip}/tcp/4001/p2p/{theirs.peer_id}"
+        ours = start(own, host_maddrs=LISTEN, announce_maddrs=[elsewhere], initial_peers=[maddr], dht=False)
+        assert await ask(ours, "until_tried", elsewhere, 20.0) == [(theirs.peer_id.base58, True, 2)]
+
+
+@pytest.mark.parametrize("at_another_ip", [False, True])
+async def test_we_prove_to_js_that_it_is_reached(lab: Lab, bootstrap: Callable[..., Peer], at_another_ip: bool):
+    boot, host = bootstrap(), lab.public("js")
+    listen = f"/ip4/{second_ip(lab, host) if at_another_ip else host.ip}/tcp/4001"
+    with js_in(host, listen=[listen], autonat=True) as theirs:
+        assert await theirs.do("verified") == []
+        await theirs.do("connect", maddr=boot.maddrs[0])
+        await theirs.do("untilVerified", maddr=listen)
+
+
 # From relayed to direct
 
 

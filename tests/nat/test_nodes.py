@@ -20,7 +20,7 @@ def test_everything_leaves_from_the_port_that_is_listened_on(
     boot = bootstrap()
     site = lab.site("a", "port-restricted")
     node = start(site.host, initial_peers=boot.maddrs, host_maddrs=["/ip4/0.0.0.0/tcp/5005"])
-    assert boot.ask("sources") == [f"/ip4/{site.public_ip}/tcp/5005"]
+    assert boot.ask("sources", node.peer_id) == [f"/ip4/{site.public_ip}/tcp/5005"]
     assert any("/tcp/5005/" in maddr and site.host.ip in maddr for maddr in node.maddrs)
 
 

@@ -17,7 +17,13 @@ RELAY = Identity.generate().peer_id
 def connection(opened_at: float, *, outbound: bool = True, relayed: bool = False, closed: bool = False) -> Any:
     relay = RELAY if relayed else None
     return SimpleNamespace(
-        peer_id=LARGER, opened_at=opened_at, outbound=outbound, relay=relay, closed=closed, doubted=False
+        peer_id=LARGER,
+        opened_at=opened_at,
+        outbound=outbound,
+        relay=relay,
+        closed=closed,
+        doubted=False,
+        is_visit=False,
     )
 
 
@@ -70,3 +76,18 @@ def test_one_that_may_be_dead_is_used_only_if_there_is_no_other():
     assert registry.best(LARGER) is relayed
     direct.doubted = False
     assert registry.best(LARGER) is direct
+
+
+def test_a_visit_is_used_only_where_there_is_no_other_connection():
+    registry = ConnectionRegistry(SMALLER)
+    ours, visit = connection(0), connection(60, outbound=False)
+    registry.add(ours)
+    registry.visitors[LARGER] += 1
+    assert registry.add(visit) == []
+    assert registry.best(LARGER) is ours
+    ours.closed = True
+    assert registry.best(LARGER) is visit
+    del registry.visitors[LARGER]
+    later = connection(90, outbound=False)
+    registry.add(later)
+    assert registry.best(LARGER) is later

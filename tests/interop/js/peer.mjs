@@ -4,16 +4,20 @@
  * Takes commands as lines of JSON, {"id": 1, "do": "ping", ...}, and answers each with {"id": 1, "result": ...} or
  * {"id": 1, "error": "TypeError: ..."}. Says {"peer_id": ..., "maddrs": [...]} when it is ready, and ends when its
  * standard input does. Options: `listen` (addresses; one that ends in /p2p-circuit reserves at that relay), `announce`
- * (addresses to tell others, since what nobody has confirmed it keeps to itself), and `relay` (be one; true, or
- * options of its reservation store).
+ * (addresses to tell others, since what nobody has confirmed it keeps to itself), `relay` (be one; true, or options of
+ * its reservation store), `autonat` (ask whether others reach it, and dial back those who ask), `mdns` (find peers in
+ * the same network, and be found).
  */
 import { createHash, randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline'
+import { setTimeout } from 'node:timers/promises'
 import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
+import { autoNATv2 } from '@libp2p/autonat-v2'
 import { circuitRelayServer, circuitRelayTransport } from '@libp2p/circuit-relay-v2'
 import { dcutr } from '@libp2p/dcutr'
 import { identify, identifyPush } from '@libp2p/identify'
+import { mdns } from '@libp2p/mdns'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
 import { multiaddr } from '@multiformats/multiaddr'
@@ -26,18 +30,20 @@ const WAIT = '/test/wait/1.0.0' // a byte, and nothing more
 const CHUNK = 2 ** 18
 const ANY = { runOnLimitedConnection: true }
 
-const { listen, announce, relay } = JSON.parse(process.argv[2])
+const { listen, announce, relay, autonat, mdns: local } = JSON.parse(process.argv[2])
 const node = await createLibp2p({
   addresses: { listen, announce },
   transports: [tcp(), circuitRelayTransport()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   connectionManager: { inboundConnectionThreshold: 1000 },
+  peerDiscovery: local ? [mdns({ interval: 1000 })] : [],
   services: {
     identify: identify(),
     identifyPush: identifyPush(),
     ping: ping(),
     dcutr: dcutr(),
+    ...(autonat ? { autonat: autoNATv2() } : {}),
     ...(relay ? { relay: circuitRelayServer(relay === true ? {} : { reservations: relay }) } : {})
   }
 })
@@ -62,6 +68,9 @@ async function sumOf (stream) {
   for await (const data of stream) hash.update(data.subarray())
   return hash.digest('hex')
 }
+
+const found = []
+node.addEventListener('peer:discovery', event => found.push(event.detail.id.toString()))
 
 let waiting = Promise.withResolvers()
 const handlers = {
@@ -92,6 +101,8 @@ function connection (peer) {
   return open[0]
 }
 
+const verified = () => node.components.addressManager.getAddressesWithMetadata()
+  .filter(each => each.verified).map(each => each.multiaddr.toString())
 const isRelayed = connection => connection.remoteAddr.toString().includes('/p2p-circuit')
 const openStream = (peer, protocol) => connection(peer).newStream(protocol, ANY)
 
@@ -147,6 +158,15 @@ const commands = {
     const how = await waiting.promise
     waiting = Promise.withResolvers()
     return how
+  },
+
+  found: async () => found,
+
+  // those of its addresses that it knows others to reach
+  verified: async () => verified(),
+
+  untilVerified: async ({ maddr }) => {
+    while (!verified().includes(maddr)) await setTimeout(20)
   },
 
   open: async ({ peer, protocol }) => (await openStream(peer, protocol)).protocol,

@@ -66,13 +66,21 @@ async def _serve(pipe: Pipe, options: dict[str, Any]) -> None:
 
 @asynccontextmanager
 async def _bare(
-    settings: Settings, host_maddrs: Sequence[str] = DEFAULT_HOST_MADDRS, initial_peers: Sequence[str] = ()
+    settings: Settings,
+    host_maddrs: Sequence[str] = DEFAULT_HOST_MADDRS,
+    announce_maddrs: Sequence[str] = (),
+    initial_peers: Sequence[str] = (),
 ) -> AsyncIterator[Any]:
     """A host and what reaches it, as in a ``Node``, without calls and DHT."""
     relays = [Multiaddr(maddr) for maddr in initial_peers]
     identity = Identity.generate()
     async with (
-        Host(identity, host_maddrs=[Multiaddr(maddr) for maddr in host_maddrs], settings=settings.transport) as host,
+        Host(
+            identity,
+            host_maddrs=[Multiaddr(maddr) for maddr in host_maddrs],
+            announce_maddrs=[Multiaddr(maddr) for maddr in announce_maddrs],
+            settings=settings.transport,
+        ) as host,
         NAT(host, settings.nat, settings.relay, initial_peers=relays) as nat,
     ):
         await nat.prepare(10)
@@ -155,6 +163,15 @@ class Commands:
                     return [str(maddr) for maddr in self.node.nat.reachable_maddrs]
                 await trio.sleep(0.02)
 
+    async def until_tried(self, maddr: str, seconds: float) -> list[tuple[str, bool, int]]:
+        """Wait until a peer has tried an address of ours; who, whether it got in, by which version of AutoNAT."""
+        with trio.fail_after(seconds):
+            while True:
+                evidence = self.node.nat.autonat.reachability.evidence(Multiaddr(maddr), trio.current_time())
+                if evidence:
+                    return [(each.observer.base58, each.reached, each.version) for each in evidence]
+                await trio.sleep(0.02)
+
     async def until_moved(self, seconds: float) -> int:
         """Wait until the node has noticed that its network changed; how often it did."""
         with trio.fail_after(seconds):
@@ -210,9 +227,10 @@ class Commands:
                     return str(self.node.nat.mapping.state)
                 await trio.sleep(0.02)
 
-    async def sources(self) -> list[str]:
-        """Where the direct connections that others dialled come from."""
-        connections = [each for each in self.node.connections() if each.relay is None and not each.outbound]
+    async def sources(self, peer: str) -> list[str]:
+        """Where the direct connections that a peer dialled come from."""
+        found = self.node.connections(PeerID.from_base58(peer))
+        connections = [each for each in found if each.relay is None and not each.outbound]
         return [str(each.remote_maddr) for each in connections]
 
     async def call_until(self, peer: str, path: str, seconds: float) -> float:
