@@ -206,10 +206,13 @@ class Simulation:
         span = 60 * self.conditions.minutes
         await trio.sleep(self.random.random() * span * 0.7)
         key = f"key {number}"
-        self.result.stores += 1
         began = trio.current_time()
         writer = self.random.choice(self.honest)
-        if not await self._unless_it_dies(writer, writer.store(key, number, now() + LASTS)):
+        stored = await self._unless_it_dies(writer, writer.store(key, number, now() + LASTS))
+        if stored is None:
+            return
+        self.result.stores += 1
+        if not stored:
             return
         self.result.stored += 1
         self.result.store_seconds.append(trio.current_time() - began)

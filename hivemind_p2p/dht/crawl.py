@@ -19,10 +19,14 @@ class Crawl:
 
     Args:
         targets: ids of nodes or keys.
-        on_answer: called with every answer, before the next requests; it may ``finish`` targets.
+        on_answer: called with every answer, before the next requests; gives the targets whose search that ends.
         on_finished: called once for every target, when its search is over.
         wait_for_slow: whether to wait for peers who are late, as far as ``lookup_timeout`` allows.
         width: how many of the nearest nodes have to answer; by default ``bucket_size``.
+        narrow, content: see :class:`~hivemind_p2p.kademlia.lookup.Lookup`.
+        tell_nearest: how many nodes a peer is to name while the lookup is narrow or gentle; 0: as many as ever.
+        gently: whether one peer is asked at first, and more when it has answered, or not as soon as it mostly does:
+            where the nearest peers are known, the first of them is likely to have what is looked for.
         at_once: whether all of them are asked at the same time, since all must be heard anyway: a few requests more in
             a large swarm, a fraction of the time in any.
     """
@@ -32,11 +36,15 @@ class Crawl:
         protocol: DHTProtocol,
         targets: Iterable[DHTID],
         *,
-        on_answer: Callable[[PeerContact, FindAnswer], None] = lambda contact, answer: None,
+        on_answer: Callable[[PeerContact, FindAnswer], Iterable[DHTID]] = lambda contact, answer: (),
         on_finished: Callable[[DHTID], None] = lambda target: None,
         wait_for_slow: bool = True,
         width: int | None = None,
         at_once: bool = False,
+        gently: bool = False,
+        narrow: int = 0,
+        tell_nearest: int = 0,
+        content: Callable[[DHTID, Sequence[PeerContact]], bool] = lambda target, answered: False,
     ) -> None:
         self._protocol, self._on_answer, self._on_finished = protocol, on_answer, on_finished
         settings, now = protocol.settings, protocol.clock()
@@ -52,12 +60,15 @@ class Crawl:
             seeds,
             own=protocol.own,
             width=(width := settings.bucket_size if width is None else width),
-            alpha=max(width, settings.alpha) if at_once else settings.alpha,
+            alpha=1 if gently else max(width, settings.alpha) if at_once else settings.alpha,
             max_parallel=settings.parallel_rpc,
             targets_per_request=settings.keys_per_request,
             wait_for_slow=wait_for_slow,
             paths=settings.lookup_paths,
+            narrow=narrow,
+            content=content,
         )
+        self._gently, self._tell_nearest = gently, tell_nearest
         self._nursery: trio.Nursery | None = None
         self._requests = self._failures = self._hops = 0
         self._depth: dict[PeerContact, int] = dict.fromkeys(seeds, 1)
@@ -106,24 +117,37 @@ class Crawl:
 
     async def _ask(self, request: Request[PeerID]) -> None:
         patience = self._protocol.patience.slow_after(request.contact.peer)
+        few = self._gently or self.lookup.is_narrow(request.targets)
+        if self._gently:
+            patience = self._protocol.patience.hedge_after(request.contact.peer) or patience
         alarm = self._protocol.alarms.after(patience, lambda: self._lose_patience(request))
         try:
-            answer = await self._protocol.find(request.contact.peer, request.targets)
+            answer = await self._protocol.find(
+                request.contact.peer, request.targets, tell_nearest=self._tell_nearest if few else 0
+            )
         finally:
             alarm.call_off()
+        self._no_longer_gently()
         if answer is None:
             self._failures += 1
             self.lookup.failed(request)
         else:
             neighbours = {target: found.nearest for target, found in answer.found.items()}
             self._note_depth(request, neighbours)
+            over = self._on_answer(request.contact, answer)
             self.lookup.answered(request, answer.node_id, neighbours)
-            self._on_answer(request.contact, answer)
+            for target in over:
+                self.lookup.finish(target)
         self._go_on()
 
     def _lose_patience(self, request: Request[PeerID]) -> None:
+        self._no_longer_gently()
         self.lookup.slow(request)
         self._go_on()
+
+    def _no_longer_gently(self) -> None:
+        if self._gently:
+            self._gently, self.lookup.alpha = False, self._protocol.settings.alpha
 
     def _note_depth(self, request: Request[PeerID], neighbours: Mapping[DHTID, Sequence[PeerContact]]) -> None:
         depth = self._depth.get(request.contact, 1)

@@ -14,7 +14,7 @@ from multiaddr import Multiaddr
 
 from hivemind_p2p.dht.asking import is_asking
 from hivemind_p2p.dht.crawl import Crawl
-from hivemind_p2p.dht.keys import node_id_of
+from hivemind_p2p.dht.keys import DHTID, node_id_of
 from hivemind_p2p.dht.messages import FindAnswer, PeerContact
 from hivemind_p2p.dht.protocol import DHTProtocol
 from hivemind_p2p.wire.peer_id import PeerID
@@ -36,13 +36,11 @@ async def find_peer(protocol: DHTProtocol, peer_id: PeerID) -> Sequence[Multiadd
     async def by_the_dht() -> None:
         target = node_id_of(peer_id)
 
-        def on_answer(contact: PeerContact, answer: FindAnswer) -> None:
+        def on_answer(contact: PeerContact, answer: FindAnswer) -> list[DHTID]:
             told.update(dict.fromkeys(answer.addresses.get(peer_id, ())))
-            if contact.peer == peer_id or not known.issuperset(told):
-                crawl.finish(target)
+            return [target] if contact.peer == peer_id or not known.issuperset(told) else []
 
-        crawl = Crawl(protocol, [target], on_answer=on_answer)
-        await crawl.run()
+        await Crawl(protocol, [target], on_answer=on_answer).run()
         if not known.issuperset(told):
             nursery.cancel_scope.cancel()
 

@@ -66,8 +66,8 @@ def record_item(key: DHTID, item: ValueWithExpiration[Record], *, now: float, in
     return StoreItem(key, DICTIONARY_TAG, pack_dictionary(item.value, now), item.expiration_time, in_cache)
 
 
-def store_request(items: Sequence[StoreItem], peer: dht_pb2.NodeInfo) -> dht_pb2.StoreRequest:
-    """The message that asks to store ``items``."""
+def store_request(items: Sequence[StoreItem], peer: dht_pb2.NodeInfo, *, tell_nearest: int = 0) -> dht_pb2.StoreRequest:
+    """The message that asks to store ``items``, and, ours, to tell so many of the nodes nearest to each key."""
     return dht_pb2.StoreRequest(
         keys=[SHA1.to_bytes(item.key) for item in items],
         subkeys=[item.tag for item in items],
@@ -75,6 +75,7 @@ def store_request(items: Sequence[StoreItem], peer: dht_pb2.NodeInfo) -> dht_pb2
         expiration_time=[item.expiration_time for item in items],
         in_cache=[item.in_cache for item in items],
         peer=peer,
+        tell_nearest=tell_nearest,
     )
 
 
@@ -109,6 +110,23 @@ def store_verdicts(response: dht_pb2.StoreResponse, count: int) -> list[Verdict]
         Verdict.STORED if ok else Verdict(reason) if reason in _REASONS else Verdict.UNKNOWN for ok, reason in pairs
     ]
     return verdicts + [Verdict.UNKNOWN] * (count - len(verdicts))
+
+
+def nearest_told(response: dht_pb2.StoreResponse, items: Sequence[StoreItem], limit: int) -> dict[DHTID, list[DHTID]]:
+    """The nodes that a peer told of beside its answer, by key; empty when it told none, as hivemind does.
+
+    Raises:
+        ProtocolViolation: it told them for other keys than it was asked about, or they are not ids.
+    """
+    if not response.nearest_node_ids:
+        return {}
+    keys, size = dict.fromkeys(item.key for item in items), SHA1.bits // 8
+    if len(response.nearest_node_ids) != len(keys):
+        raise ProtocolViolation(f"asked about {len(keys)} keys, told of {len(response.nearest_node_ids)}")
+    return {
+        key: [_id(raw[start : start + size]) for start in range(0, min(len(raw), limit * size), size)]
+        for key, raw in zip(keys, response.nearest_node_ids, strict=True)
+    }
 
 
 def requested_keys(request: dht_pb2.FindRequest, limit: int) -> list[DHTID]:

@@ -184,6 +184,7 @@ class DHTNode(Background):
         Raises:
             InvalidRecord: no node would store it: it has expired, is too large, cannot be packed, or our own
                 validators refuse it.
+            NodeClosed: the node was closed meanwhile.
         """
         subkeys = None if subkey is None else [subkey]
         stored = await self.store_many([key], [value], [expiration_time], subkeys, exclude_self)
@@ -230,6 +231,8 @@ class DHTNode(Background):
             items[key_id].append(StoreItem(key_id, tag, signed, float(time)))
             names[key_id].append(key if subkey is None else (key, subkey))
         verdicts = await store_items(self.protocol, items, exclude_self=exclude_self)
+        if self._searches is None:
+            raise NodeClosed("the DHT node was closed while it stored a record; it is not known who has it")
         stored: dict[Any, bool] = {}
         for key_id, its_items in items.items():
             self._caching.after_store(key_id, its_items, verdicts[key_id])

@@ -18,6 +18,7 @@ _PEERS: Final = 4096
 _LEAST_PATIENCE: Final = 0.05
 _LEAST_PATIENCE_WITH_STRANGERS: Final = 0.25
 _LEAST_TIMEOUT: Final = 1.0
+_LEAST_HEDGE: Final = 0.02
 _ENOUGH: Final = 8
 
 
@@ -68,6 +69,13 @@ class Patience:
         if self._strangers is None or self._strangers.samples < _ENOUGH:
             return self._settings.slow_after
         return min(max(self._strangers.late, _LEAST_PATIENCE_WITH_STRANGERS), self._settings.slow_after)
+
+    def hedge_after(self, peer: PeerID) -> float | None:
+        """Seconds after which most answers of this peer are there; None: it is a stranger."""
+        estimate = self._peers.get(peer)
+        if estimate is None:
+            return None
+        return min(max(estimate.mean + 2 * estimate.deviation, _LEAST_HEDGE), self.slow_after(peer))
 
     def timeout(self, peer: PeerID) -> float:
         """Seconds after which a request to this peer is lost."""

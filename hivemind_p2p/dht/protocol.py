@@ -11,7 +11,7 @@ and stays out of tables. Calls return None when the peer failed, whatever the re
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -65,6 +65,20 @@ class Pong:
     node_id: DHTID | None
     available: bool
     clock_skew: float
+
+
+@dataclass(frozen=True)
+class StoreAnswer:
+    """What became of items to store.
+
+    Attributes:
+        verdicts: one for each item.
+        nearest: ids of the nodes that the peer knows nearest to each key, itself among them; if it was asked and is
+            one of ours.
+    """
+
+    verdicts: Sequence[Verdict]
+    nearest: Mapping[DHTID, Sequence[DHTID]]
 
 
 class DHTProtocol:
@@ -158,34 +172,43 @@ class DHTProtocol:
             self.clock_offsets.add(peer, skew)
         return Pong(node_id, response.available, skew)
 
-    async def store(self, peer: PeerID, items: Sequence[StoreItem]) -> list[Verdict] | None:
+    async def store(self, peer: PeerID, items: Sequence[StoreItem], *, tell_nearest: int = 0) -> StoreAnswer | None:
         """Ask a peer to store records, in as many messages as they need.
 
+        Args:
+            tell_nearest: of how many of the nodes nearest to each key it shall tell.
+
         Returns:
-            For each item what became of it; None when the peer failed.
+            None when the peer failed.
         """
         verdicts: list[Verdict] = []
+        nearest: dict[DHTID, list[DHTID]] = {}
         try:
             for part in self._parts(items):
-                request = messages.store_request(part, self._node_info())
+                request = messages.store_request(part, self._node_info(), tell_nearest=tell_nearest)
                 response = await self._request(peer, STORE, request, dht_pb2.StoreResponse)
                 self._heard(peer, response.peer)
                 verdicts += messages.store_verdicts(response, len(part))
+                nearest |= messages.nearest_told(response, part, tell_nearest)
         except HivemindError as error:
             logger.debug("cannot store %d records at %s: %s", len(items), peer, error)
             self.silent(peer)
             return None
-        return verdicts
+        return StoreAnswer(verdicts, nearest)
 
-    async def find(self, peer: PeerID, keys: Sequence[DHTID]) -> FindAnswer | None:
+    async def find(self, peer: PeerID, keys: Sequence[DHTID], *, tell_nearest: int = 0) -> FindAnswer | None:
         """Ask a peer for keys, and for whom it knows near them.
+
+        Args:
+            tell_nearest: how many of them it is to name; 0: as many as it does by itself.
 
         Returns:
             None when the peer failed or is passed over for having failed just now.
         """
         if self.blacklist.passes_over(peer, self.clock()):
             return None
-        request = dht_pb2.FindRequest(keys=[SHA1.to_bytes(key) for key in keys], peer=self._node_info())
+        ids = [SHA1.to_bytes(key) for key in keys]
+        request = dht_pb2.FindRequest(keys=ids, peer=self._node_info(), tell_nearest=tell_nearest)
         try:
             response = await self._request(peer, FIND, request, dht_pb2.FindResponse, self.patience.timeout(peer))
             answer = messages.find_answer(response, keys, self.settings, self.clock())
@@ -234,7 +257,12 @@ class DHTProtocol:
         self._heard(context.peer_id, request.peer)
         limit = self.settings.max_keys_per_message
         verdicts = [self.records.accept(item, context.peer_id) for item in items[:limit]]
-        return messages.store_response(verdicts + [Verdict.NO_ROOM] * len(items[limit:]), self._node_info())
+        response = messages.store_response(verdicts + [Verdict.NO_ROOM] * len(items[limit:]), self._node_info())
+        if request.tell_nearest:
+            keys = dict.fromkeys(item.key for item in items)
+            sender = messages.node_id_in(request.peer)
+            response.nearest_node_ids.extend(self._ids_near(key, request.tell_nearest, sender) for key in keys)
+        return response
 
     def _serve_find(self, request: dht_pb2.FindRequest, context: CallContext) -> dht_pb2.FindResponse:
         keys = messages.requested_keys(request, self.settings.max_keys_per_message)
@@ -243,8 +271,9 @@ class DHTProtocol:
         exclude = () if sender is None else (sender,)
         response = dht_pb2.FindResponse(peer=self._node_info())
         room, named = MESSAGE_ROOM, set[PeerID]()
+        count = min(request.tell_nearest or self.settings.bucket_size, self.settings.bucket_size)
         for key in keys:
-            nearest = self.table.nearest(key, self.settings.bucket_size, exclude=exclude)
+            nearest = self.table.nearest(key, count, exclude=exclude)
             result = messages.find_result(Found(self.records.local(key), nearest), now=self.clock(), room=room)
             response.results.append(result)
             room -= result.ByteSize()
@@ -254,6 +283,13 @@ class DHTProtocol:
         return response
 
     # Underneath
+
+    def _ids_near(self, key: DHTID, count: int, sender: DHTID | None) -> bytes:
+        """The ids nearest to a key that we know of, our own among them, behind each other."""
+        count = min(count, self.settings.bucket_size)
+        exclude = () if sender is None else (sender,)
+        ids = [contact.node_id for contact in self.table.nearest(key, count, exclude=exclude)]
+        return b"".join(map(SHA1.to_bytes, sorted([self.own.node_id, *ids], key=key.__xor__)[:count]))
 
     async def _request(
         self, peer: PeerID, method: str, request: Request, response_type: type[R], timeout: float | None = None

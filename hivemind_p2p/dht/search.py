@@ -1,8 +1,10 @@
 """Finding values: ``Searches`` answers gets from what we have, from lookups under way, and from new lookups.
 
 A get is satisfied by any value that expires late enough. While none is found, its lookup goes on to the nodes nearest
-to the key, and then the value that expires last is the answer; dictionaries from several peers are merged. Lookups
-belong to the node, not to a caller: several callers may wait for one, and it ends when the last of them has given up.
+to the key, and then the value that expires last is the answer; dictionaries from several peers are merged. The latest
+value is what the ``num_replicas`` nearest nodes, ourselves among them, all have; if they do not agree, twice as many
+are heard. Lookups belong to the node, not to a caller: several callers may wait for one, and it ends when the last of
+them has given up.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class Search:
     def __init__(self, key: DHTID, sufficient: float, new_dictionary: Callable[[], DictionaryValue]) -> None:
         self.key, self.sufficient = key, sufficient
         self.best: ValueWithExpiration[Record] | None = None
-        self.holders: set[DHTID] = set()
-        """Nodes that have a value for the key."""
+        self.holders: dict[DHTID, ValueWithExpiration[Record]] = {}
+        """Nodes that have a value for the key, and which."""
         self.finished = trio.Event()
         self.closed = False
         """Whether it ended because the node was closed, not because it was through."""
@@ -44,6 +46,16 @@ class Search:
     def satisfied(self) -> bool:
         """Whether the best value will do."""
         return self.best is not None and self.best.expiration_time >= self.sufficient
+
+    def agreed(self, nodes: Iterable[DHTID], ours: ValueWithExpiration[Record] | None, now: float) -> bool:
+        """Whether nodes that answered all have the best value. If we keep it, one need not: we are a replica, too."""
+        if self.best is None:
+            return False
+        best = _contents(self.best, now)
+        lacking = [node for node in nodes if node not in self.holders]
+        kept_here = ours is not None and _contents(ours, now) == best
+        values = [self.holders[node] for node in nodes if node in self.holders]
+        return len(lacking) <= kept_here and all(_contents(value, now) == best for value in values)
 
     def offer(self, found: ValueWithExpiration[Record] | None, now: float) -> None:
         """Take a value into account. Dictionaries are merged into a new one: those offered are of their owners."""
@@ -58,6 +70,12 @@ class Search:
             self.best = ValueWithExpiration(merged, max(self.best.expiration_time, found.expiration_time))
         elif found.expiration_time > self.best.expiration_time:
             self.best = found
+
+
+def _contents(found: ValueWithExpiration[Record], now: float) -> object:
+    """What makes two values the same, wherever they are from."""
+    record, expiration_time = found
+    return found if isinstance(record, bytes) else (dict(record.items(now)), expiration_time)
 
 
 class Searches:
@@ -127,30 +145,46 @@ class Searches:
         return next((search for search in under_way if search.sufficient >= wanted.sufficient), None)
 
     def _start(self, searches: Mapping[DHTID, Search]) -> None:
-        def on_answer(contact: PeerContact, answer: FindAnswer) -> None:
+        storage, settings = self._protocol.storage, self._protocol.settings
+
+        def on_answer(contact: PeerContact, answer: FindAnswer) -> list[DHTID]:
             now = self._protocol.clock()
             for key, found in answer.found.items():
                 if found.record is not None:
-                    searches[key].holders.add(answer.node_id)
+                    searches[key].holders[answer.node_id] = found.record
                     searches[key].offer(found.record, now)
-                if searches[key].satisfied:
-                    crawl.finish(key)
+            return [key for key in answer.found if searches[key].satisfied]
+
+        def content(key: DHTID, answered: Sequence[PeerContact]) -> bool:
+            now = self._protocol.clock()
+            return searches[key].agreed([contact.node_id for contact in answered], storage.get(key, now), now)
 
         def on_finished(key: DHTID) -> None:
             self._finish(searches[key], crawl)
 
-        width = self._protocol.settings.search_width
+        latest = all(math.isinf(search.sufficient) for search in searches.values())
+        known = all(map(self._knows_whom_to_ask, searches))
         crawl = Crawl(
             self._protocol,
             searches,
             on_answer=on_answer,
             on_finished=on_finished,
-            width=width,
-            at_once=all(math.isinf(search.sufficient) for search in searches.values()),
+            width=settings.search_width,
+            at_once=latest,
+            gently=known and not latest,
+            narrow=settings.num_replicas if latest else 0,
+            content=content,
+            tell_nearest=settings.num_replicas if known else 0,
         )
         for key, search in searches.items():
             self._under_way.setdefault(key, []).append((search, crawl))
         self._nursery.start_soon(self._run, searches, crawl)
+
+    def _knows_whom_to_ask(self, key: DHTID) -> bool:
+        table, patience = self._protocol.table, self._protocol.patience
+        if not table.knows_all_near(key, self._protocol.settings.num_replicas):
+            return False
+        return all(patience.hedge_after(contact.peer) is not None for contact in table.nearest(key, 1))
 
     async def _run(self, searches: Mapping[DHTID, Search], crawl: Crawl) -> None:
         try:

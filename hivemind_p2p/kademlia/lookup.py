@@ -13,7 +13,9 @@ The rules, all of them:
 1. A target's *beam* is the ``width`` nearest contacts that we know of and that have not failed, and the nearest few of
    every path (see ``paths``). The target is finished when everyone in its beam has answered for it, when its caller
    says so (``finish``), or when it has cost ``max_requests``. Unless ``wait_for_slow``, those in its beam whom the
-   caller calls ``slow`` need not have answered.
+   caller calls ``slow`` need not have answered. A lookup may begin ``narrow``: a beam of fewer nodes, and of one of
+   every path. When all of them have answered, the caller says whether it is ``content``, and the target finished; if
+   not, or when one of them is slow, the beam is as wide as ever from then on.
 2. Of everyone in a beam that was not asked for that target yet, the nearest of the path that was followed least is
    asked next, while fewer than ``alpha`` requests are in flight for the target, and fewer than ``max_parallel`` for
    all. A request that the caller calls ``slow`` does not count for ``alpha`` any more: a few dead peers hold nobody up.
@@ -37,7 +39,7 @@ from __future__ import annotations
 import itertools
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic
 
@@ -68,6 +70,7 @@ class _Target(Generic[P]):
     """Requests by path."""
     in_flight: int = 0
     requests: int = 0
+    narrow: bool = False
 
 
 class Lookup(Generic[P]):
@@ -84,6 +87,8 @@ class Lookup(Generic[P]):
         max_requests: the most requests spent on one target, whatever peers say.
         wait_for_slow: whether a slow contact may yet have what is looked for.
         paths: disjoint paths.
+        narrow: how many nearest nodes may be enough; 0: ``width`` and no fewer.
+        content: whether they are, for a target: asked once, with those who answered.
     """
 
     def __init__(
@@ -99,12 +104,16 @@ class Lookup(Generic[P]):
         max_requests: int = 200,
         wait_for_slow: bool = True,
         paths: int = 1,
+        narrow: int = 0,
+        content: Callable[[NodeID, Sequence[Contact[P]]], bool] = lambda target, answered: False,
     ) -> None:
         self.own, self.width, self.alpha, self.max_parallel = own, width, alpha, max_parallel
         self.targets_per_request, self.max_requests = targets_per_request, max_requests
-        self.wait_for_slow = wait_for_slow
+        self.wait_for_slow, self.narrow, self._content = wait_for_slow, narrow, content
         self.paths: Paths[P] = Paths(paths)
-        self._targets: dict[NodeID, _Target[P]] = {target: _Target(target, steps=[0] * paths) for target in targets}
+        self._targets: dict[NodeID, _Target[P]] = {
+            target: _Target(target, steps=[0] * paths, narrow=narrow > 0) for target in targets
+        }
         self._unfinished = dict(self._targets)
         self._known: set[Contact[P]] = set()
         self._true_id: dict[P, NodeID] = {}
@@ -136,6 +145,10 @@ class Lookup(Generic[P]):
     def is_finished(self, target: NodeID) -> bool:
         """Whether the search for one target is over."""
         return target not in self._unfinished
+
+    def is_narrow(self, targets: Iterable[NodeID]) -> bool:
+        """Whether the beams of all these targets are narrow still."""
+        return all(self._targets[target].narrow for target in targets)
 
     def next_requests(self) -> list[Request[P]]:
         """What to ask now; empty when there is nothing to do before one that is in flight comes back."""
@@ -190,9 +203,9 @@ class Lookup(Generic[P]):
     def slow(self, request: Request[P]) -> None:
         """Feed that an answer is long in coming. It may still come; others may be asked beside it."""
         if request not in self._slow:
-            self._slow.add(request)
+            self._counts_no_more(request)
             for target in request.targets:
-                self._targets[target].in_flight -= 1
+                self._targets[target].narrow = False
             if not self.wait_for_slow:
                 self._finish_complete(request.targets)
 
@@ -248,8 +261,8 @@ class Lookup(Generic[P]):
     def _wants(self, search: _Target[P], contact: Contact[P]) -> bool:
         if contact in search.asked or search.requests >= self.max_requests:
             return False
-        full = len(search.ranked) >= self.width
-        return not full or contact.node_id ^ search.target <= search.ranked[self.width - 1][0]
+        width = self.narrow if search.narrow else self.width
+        return len(search.ranked) < width or contact.node_id ^ search.target <= search.ranked[width - 1][0]
 
     def _named(self, contact: Contact[P], namer: P) -> None:
         """Rule 6."""
@@ -327,15 +340,25 @@ class Lookup(Generic[P]):
             search.ranked = [item for item in search.ranked if item[2] != contact]
 
     def _came_back(self, request: Request[P]) -> None:
-        self.slow(request)
+        if request not in self._slow:
+            self._counts_no_more(request)
         self._slow.remove(request)
         self._busy.discard(request.contact.peer)
+
+    def _counts_no_more(self, request: Request[P]) -> None:
+        self._slow.add(request)
+        for target in request.targets:
+            self._targets[target].in_flight -= 1
 
     def _finish_complete(self, targets: Iterable[NodeID]) -> None:
         """Rule 1, for targets of which something may have changed."""
         slow = set() if self.wait_for_slow else {request.contact for request in self._slow}
         for target in targets:
             search = self._targets[target]
+            if search.narrow and all(contact in search.answered for contact in self._beam(search)):
+                beam, search.narrow = self._beam(search), False
+                if beam and self._content(target, beam):
+                    self.finish(target)
             spent = search.requests >= self.max_requests and search.in_flight == 0
             while spent or all(contact in search.answered or contact in slow for contact in self._beam(search)):
                 answered = sum(contact in search.answered for contact in self._beam(search))
@@ -345,4 +368,5 @@ class Lookup(Generic[P]):
                     break
 
     def _beam(self, search: _Target[P]) -> Sequence[Contact[P]]:
-        return self.paths.in_sight([contact for _, _, contact in search.ranked], self.width)
+        ranked = [contact for _, _, contact in search.ranked]
+        return self.paths.in_sight(ranked, self.narrow, 1) if search.narrow else self.paths.in_sight(ranked, self.width)

@@ -45,15 +45,16 @@ class Paths(Generic[P]):
         bits = self._on.get(contact, 0)
         return [path for path in range(self.count) if bits >> path & 1]
 
-    def in_sight(self, ranked: Sequence[Contact[P]], first: int) -> list[Contact[P]]:
+    def in_sight(self, ranked: Sequence[Contact[P]], first: int, width: int | None = None) -> list[Contact[P]]:
         """Of contacts in order, the first so many, and those that a path keeps in sight.
 
         Args:
             first: how many count on their own.
+            width: how many each path keeps in sight, if not as many as usual.
         """
         beam = list(ranked[:first])
         if self.count > 1 and len(ranked) > first:
-            lacking = [self.width] * self.count
+            lacking = [self.width if width is None else width] * self.count
             for index, contact in enumerate(ranked):
                 wanted = [path for path in self.of(contact) if lacking[path] > 0]
                 for path in wanted:

@@ -139,6 +139,20 @@ class RoutingTable(Generic[P]):
                 break
         return found[:count]
 
+    def knows_all_near(self, target: NodeID, count: int) -> bool:
+        """Whether the ``count`` contacts nearest to ``target`` are the nearest of all that we have heard of.
+
+        They are unless one of their buckets had no room for somebody.
+        """
+        found = 0
+        for bucket in sorted(self.buckets, key=lambda bucket: bucket.distance(target)):
+            if bucket.replacements:
+                return False
+            found += len(bucket.contacts)
+            if found >= count:
+                break
+        return found > 0
+
     def stale_buckets(self, before: float) -> list[Bucket[P]]:
         """Buckets from which nobody was heard since ``before``: look up a random id of each (section 2.3)."""
         return [bucket for bucket in self.buckets if bucket.last_updated < before]

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from hivemind_p2p.wire import auth_pb2 as hivemind__p2p_dot_wire_dot_auth__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhivemind_p2p/wire/dht.proto\x12\x10hivemind_p2p.dht\x1a\x1chivemind_p2p/wire/auth.proto\",\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x0f\n\x06maddrs\x18\xe9\x07 \x03(\x0c\"{\n\x0bPingRequest\x12\x30\n\x04\x61uth\x18\x01 \x01(\x0b\x32\".hivemind_p2p.auth.RequestAuthInfo\x12(\n\x04peer\x18\x02 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\x12\x10\n\x08validate\x18\x03 \x01(\x08\"\x90\x01\n\x0cPingResponse\x12\x31\n\x04\x61uth\x18\x01 \x01(\x0b\x32#.hivemind_p2p.auth.ResponseAuthInfo\x12(\n\x04peer\x18\x02 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\x12\x10\n\x08\x64ht_time\x18\x04 \x01(\x01\x12\x11\n\tavailable\x18\x05 \x01(\x08\"\xc4\x01\n\x0cStoreRequest\x12\x30\n\x04\x61uth\x18\x01 \x01(\x0b\x32\".hivemind_p2p.auth.RequestAuthInfo\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\x12\x0f\n\x07subkeys\x18\x03 \x03(\x0c\x12\x0e\n\x06values\x18\x04 \x03(\x0c\x12\x17\n\x0f\x65xpiration_time\x18\x05 \x03(\x01\x12\x10\n\x08in_cache\x18\x06 \x03(\x08\x12(\n\x04peer\x18\x07 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\"\x91\x01\n\rStoreResponse\x12\x31\n\x04\x61uth\x18\x01 \x01(\x0b\x32#.hivemind_p2p.auth.ResponseAuthInfo\x12\x10\n\x08store_ok\x18\x02 \x03(\x08\x12(\n\x04peer\x18\x03 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\x12\x11\n\x08verdicts\x18\xe9\x07 \x03(\r\"w\n\x0b\x46indRequest\x12\x30\n\x04\x61uth\x18\x01 \x01(\x0b\x32\".hivemind_p2p.auth.RequestAuthInfo\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\x12(\n\x04peer\x18\x03 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\"\xac\x01\n\nFindResult\x12*\n\x04type\x18\x01 \x01(\x0e\x32\x1c.hivemind_p2p.dht.ResultType\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x17\n\x0f\x65xpiration_time\x18\x03 \x01(\x01\x12\x18\n\x10nearest_node_ids\x18\x04 \x03(\x0c\x12\x18\n\x10nearest_peer_ids\x18\x05 \x03(\x0c\x12\x16\n\rvalue_omitted\x18\xe9\x07 \x01(\x08\"0\n\rPeerAddresses\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\x12\x0e\n\x06maddrs\x18\x02 \x03(\x0c\"\xdc\x01\n\x0c\x46indResponse\x12\x31\n\x04\x61uth\x18\x01 \x01(\x0b\x32#.hivemind_p2p.auth.ResponseAuthInfo\x12-\n\x07results\x18\x02 \x03(\x0b\x32\x1c.hivemind_p2p.dht.FindResult\x12(\n\x04peer\x18\x03 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\x12@\n\x16nearest_peer_addresses\x18\xe9\x07 \x03(\x0b\x32\x1f.hivemind_p2p.dht.PeerAddresses*D\n\nResultType\x12\r\n\tNOT_FOUND\x10\x00\x12\x11\n\rFOUND_REGULAR\x10\x01\x12\x14\n\x10\x46OUND_DICTIONARY\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhivemind_p2p/wire/dht.proto\x12\x10hivemind_p2p.dht\x1a\x1chivemind_p2p/wire/auth.proto\",\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x0f\n\x06maddrs\x18\xe9\x07 \x03(\x0c\"{\n\x0bPingRequest\x12\x30\n\x04\x61uth\x18\x01 \x01(\x0b\x32\".hivemind_p2p.auth.RequestAuthInfo\x12(\n\x04peer\x18\x02 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\x12\x10\n\x08validate\x18\x03 \x01(\x08\"\x90\x01\n\x0cPingResponse\x12\x31\n\x04\x61uth\x18\x01 \x01(\x0b\x32#.hivemind_p2p.auth.ResponseAuthInfo\x12(\n\x04peer\x18\x02 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\x12\x10\n\x08\x64ht_time\x18\x04 \x01(\x01\x12\x11\n\tavailable\x18\x05 \x01(\x08\"\xdb\x01\n\x0cStoreRequest\x12\x30\n\x04\x61uth\x18\x01 \x01(\x0b\x32\".hivemind_p2p.auth.RequestAuthInfo\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\x12\x0f\n\x07subkeys\x18\x03 \x03(\x0c\x12\x0e\n\x06values\x18\x04 \x03(\x0c\x12\x17\n\x0f\x65xpiration_time\x18\x05 \x03(\x01\x12\x10\n\x08in_cache\x18\x06 \x03(\x08\x12(\n\x04peer\x18\x07 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\x12\x15\n\x0ctell_nearest\x18\xe9\x07 \x01(\r\"\xac\x01\n\rStoreResponse\x12\x31\n\x04\x61uth\x18\x01 \x01(\x0b\x32#.hivemind_p2p.auth.ResponseAuthInfo\x12\x10\n\x08store_ok\x18\x02 \x03(\x08\x12(\n\x04peer\x18\x03 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\x12\x11\n\x08verdicts\x18\xe9\x07 \x03(\r\x12\x19\n\x10nearest_node_ids\x18\xea\x07 \x03(\x0c\"\x8e\x01\n\x0b\x46indRequest\x12\x30\n\x04\x61uth\x18\x01 \x01(\x0b\x32\".hivemind_p2p.auth.RequestAuthInfo\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\x12(\n\x04peer\x18\x03 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\x12\x15\n\x0ctell_nearest\x18\xe9\x07 \x01(\r\"\xac\x01\n\nFindResult\x12*\n\x04type\x18\x01 \x01(\x0e\x32\x1c.hivemind_p2p.dht.ResultType\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x17\n\x0f\x65xpiration_time\x18\x03 \x01(\x01\x12\x18\n\x10nearest_node_ids\x18\x04 \x03(\x0c\x12\x18\n\x10nearest_peer_ids\x18\x05 \x03(\x0c\x12\x16\n\rvalue_omitted\x18\xe9\x07 \x01(\x08\"0\n\rPeerAddresses\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\x12\x0e\n\x06maddrs\x18\x02 \x03(\x0c\"\xdc\x01\n\x0c\x46indResponse\x12\x31\n\x04\x61uth\x18\x01 \x01(\x0b\x32#.hivemind_p2p.auth.ResponseAuthInfo\x12-\n\x07results\x18\x02 \x03(\x0b\x32\x1c.hivemind_p2p.dht.FindResult\x12(\n\x04peer\x18\x03 \x01(\x0b\x32\x1a.hivemind_p2p.dht.NodeInfo\x12@\n\x16nearest_peer_addresses\x18\xe9\x07 \x03(\x0b\x32\x1f.hivemind_p2p.dht.PeerAddresses*D\n\nResultType\x12\r\n\tNOT_FOUND\x10\x00\x12\x11\n\rFOUND_REGULAR\x10\x01\x12\x14\n\x10\x46OUND_DICTIONARY\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hivemind_p2p.wire.dht_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESULTTYPE']._serialized_start=1313
-  _globals['_RESULTTYPE']._serialized_end=1381
+  _globals['_RESULTTYPE']._serialized_start=1387
+  _globals['_RESULTTYPE']._serialized_end=1455
   _globals['_NODEINFO']._serialized_start=79
   _globals['_NODEINFO']._serialized_end=123
   _globals['_PINGREQUEST']._serialized_start=125
@@ -41,15 +41,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PINGRESPONSE']._serialized_start=251
   _globals['_PINGRESPONSE']._serialized_end=395
   _globals['_STOREREQUEST']._serialized_start=398
-  _globals['_STOREREQUEST']._serialized_end=594
-  _globals['_STORERESPONSE']._serialized_start=597
-  _globals['_STORERESPONSE']._serialized_end=742
-  _globals['_FINDREQUEST']._serialized_start=744
-  _globals['_FINDREQUEST']._serialized_end=863
-  _globals['_FINDRESULT']._serialized_start=866
-  _globals['_FINDRESULT']._serialized_end=1038
-  _globals['_PEERADDRESSES']._serialized_start=1040
-  _globals['_PEERADDRESSES']._serialized_end=1088
-  _globals['_FINDRESPONSE']._serialized_start=1091
-  _globals['_FINDRESPONSE']._serialized_end=1311
+  _globals['_STOREREQUEST']._serialized_end=617
+  _globals['_STORERESPONSE']._serialized_start=620
+  _globals['_STORERESPONSE']._serialized_end=792
+  _globals['_FINDREQUEST']._serialized_start=795
+  _globals['_FINDREQUEST']._serialized_end=937
+  _globals['_FINDRESULT']._serialized_start=940
+  _globals['_FINDRESULT']._serialized_end=1112
+  _globals['_PEERADDRESSES']._serialized_start=1114
+  _globals['_PEERADDRESSES']._serialized_end=1162
+  _globals['_FINDRESPONSE']._serialized_start=1165
+  _globals['_FINDRESPONSE']._serialized_end=1385
 # @@protoc_insertion_point(module_scope)

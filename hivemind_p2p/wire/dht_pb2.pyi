@@ -48,7 +48,7 @@ class PingResponse(_message.Message):
     def __init__(self, auth: _Optional[_Union[_auth_pb2.ResponseAuthInfo, _Mapping]] = ..., peer: _Optional[_Union[NodeInfo, _Mapping]] = ..., dht_time: _Optional[float] = ..., available: bool = ...) -> None: ...
 
 class StoreRequest(_message.Message):
-    __slots__ = ("auth", "keys", "subkeys", "values", "expiration_time", "in_cache", "peer")
+    __slots__ = ("auth", "keys", "subkeys", "values", "expiration_time", "in_cache", "peer", "tell_nearest")
     AUTH_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     SUBKEYS_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class StoreRequest(_message.Message):
     EXPIRATION_TIME_FIELD_NUMBER: _ClassVar[int]
     IN_CACHE_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
+    TELL_NEAREST_FIELD_NUMBER: _ClassVar[int]
     auth: _auth_pb2.RequestAuthInfo
     keys: _containers.RepeatedScalarFieldContainer[bytes]
     subkeys: _containers.RepeatedScalarFieldContainer[bytes]
@@ -63,29 +64,34 @@ class StoreRequest(_message.Message):
     expiration_time: _containers.RepeatedScalarFieldContainer[float]
     in_cache: _containers.RepeatedScalarFieldContainer[bool]
     peer: NodeInfo
-    def __init__(self, auth: _Optional[_Union[_auth_pb2.RequestAuthInfo, _Mapping]] = ..., keys: _Optional[_Iterable[bytes]] = ..., subkeys: _Optional[_Iterable[bytes]] = ..., values: _Optional[_Iterable[bytes]] = ..., expiration_time: _Optional[_Iterable[float]] = ..., in_cache: _Optional[_Iterable[bool]] = ..., peer: _Optional[_Union[NodeInfo, _Mapping]] = ...) -> None: ...
+    tell_nearest: int
+    def __init__(self, auth: _Optional[_Union[_auth_pb2.RequestAuthInfo, _Mapping]] = ..., keys: _Optional[_Iterable[bytes]] = ..., subkeys: _Optional[_Iterable[bytes]] = ..., values: _Optional[_Iterable[bytes]] = ..., expiration_time: _Optional[_Iterable[float]] = ..., in_cache: _Optional[_Iterable[bool]] = ..., peer: _Optional[_Union[NodeInfo, _Mapping]] = ..., tell_nearest: _Optional[int] = ...) -> None: ...
 
 class StoreResponse(_message.Message):
-    __slots__ = ("auth", "store_ok", "peer", "verdicts")
+    __slots__ = ("auth", "store_ok", "peer", "verdicts", "nearest_node_ids")
     AUTH_FIELD_NUMBER: _ClassVar[int]
     STORE_OK_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
     auth: _auth_pb2.ResponseAuthInfo
     store_ok: _containers.RepeatedScalarFieldContainer[bool]
     peer: NodeInfo
     verdicts: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, auth: _Optional[_Union[_auth_pb2.ResponseAuthInfo, _Mapping]] = ..., store_ok: _Optional[_Iterable[bool]] = ..., peer: _Optional[_Union[NodeInfo, _Mapping]] = ..., verdicts: _Optional[_Iterable[int]] = ...) -> None: ...
+    nearest_node_ids: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, auth: _Optional[_Union[_auth_pb2.ResponseAuthInfo, _Mapping]] = ..., store_ok: _Optional[_Iterable[bool]] = ..., peer: _Optional[_Union[NodeInfo, _Mapping]] = ..., verdicts: _Optional[_Iterable[int]] = ..., nearest_node_ids: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class FindRequest(_message.Message):
-    __slots__ = ("auth", "keys", "peer")
+    __slots__ = ("auth", "keys", "peer", "tell_nearest")
     AUTH_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
+    TELL_NEAREST_FIELD_NUMBER: _ClassVar[int]
     auth: _auth_pb2.RequestAuthInfo
     keys: _containers.RepeatedScalarFieldContainer[bytes]
     peer: NodeInfo
-    def __init__(self, auth: _Optional[_Union[_auth_pb2.RequestAuthInfo, _Mapping]] = ..., keys: _Optional[_Iterable[bytes]] = ..., peer: _Optional[_Union[NodeInfo, _Mapping]] = ...) -> None: ...
+    tell_nearest: int
+    def __init__(self, auth: _Optional[_Union[_auth_pb2.RequestAuthInfo, _Mapping]] = ..., keys: _Optional[_Iterable[bytes]] = ..., peer: _Optional[_Union[NodeInfo, _Mapping]] = ..., tell_nearest: _Optional[int] = ...) -> None: ...
 
 class FindResult(_message.Message):
     __slots__ = ("type", "value", "expiration_time", "nearest_node_ids", "nearest_peer_ids", "value_omitted")

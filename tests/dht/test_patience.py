@@ -63,3 +63,13 @@ def test_memory_is_bounded():
     for peer in PEERS:
         patience.answered(peer, 0.01)
     assert repr(patience) == "<Patience with 4096 peers; of strangers: 10.0 ms>"
+
+
+def test_when_to_ask_another_as_well():
+    patience = Patience(SETTINGS)
+    assert patience.hedge_after(PEERS[0]) is None
+    for _ in range(50):
+        patience.answered(PEERS[0], 0.001)
+        patience.answered(PEERS[1], 0.1)
+    assert patience.hedge_after(PEERS[0]) == 0.02
+    assert 0.1 <= patience.hedge_after(PEERS[1]) <= patience.slow_after(PEERS[1]) < 0.2

@@ -169,10 +169,15 @@ async def replicas_are_of_both_kinds(swarm: Mixed) -> None:
 
 
 async def what_is_found_is_cached_near_the_key(swarm: Mixed, writer: int, reader: int) -> None:
-    """By the reader, and by some peer near the key, of whatever kind."""
+    """By the reader, and by some peer near the key, of whatever kind, that did not have it."""
     keys = (f"{writer} for {reader}, {number}" for number in itertools.count())
-    key = next(key for key in keys if not {writer, reader} & set(swarm.nearest(key)[:8]))
+    key = next(
+        key for key in keys if not {writer, reader} & set(near := swarm.nearest(key)[:8]) and min(near[:4]) < EACH
+    )
     assert await swarm.store(writer, key, "popular", get_dht_time() + 300)
+    if reader < EACH:  # of those who all have it, none would be given a copy
+        stored, _ = await swarm.holders(key)
+        swarm.ours[min(stored)].dht.protocol.storage.discard(key_id(key))
     assert await swarm.get(reader, key, latest=True) == "popular"
 
     async def cached() -> bool:

@@ -349,3 +349,55 @@ def test_where_nobody_lies_paths_find_the_same_and_cost_little(size: int, random
         assert lookup.spread(target, 5)[:2] == network.nearest(target)[:2]
         counts.append(len(network.requests))
     assert counts[1] <= counts[0] + 9
+
+
+@given(st.integers(8, 60), randoms, st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_a_narrow_lookup_asks_few_if_its_caller_is_content_and_all_if_not(size: int, random, content: bool):
+    network, target = Network(size, random, width=8), random.getrandbits(160)
+    heard: list[list[Contact[str]]] = []
+
+    def ask_caller(of: int, answered: Iterable[Contact[str]]) -> bool:
+        assert of == target
+        heard.append(list(answered))
+        return content
+
+    seeds = random.sample(network.nodes, min(size, 20))
+    lookup = Lookup([target], seeds, own=OWN, width=8, narrow=4, content=ask_caller, alpha=8)
+    network.run(lookup, random)
+    assert heard == [network.nearest(target)[:4]]
+    assert lookup.nearest(target)[:4] == heard[0]
+    if not content:
+        assert lookup.nearest(target) == network.nearest(target)
+
+
+def test_of_every_path_one_belongs_to_a_narrow_beam():
+    contacts = sorted((node(n) for n in range(30)), key=lambda contact: contact.node_id)
+    heard: list[Contact[str]] = []
+    lookup = Lookup(
+        [0], contacts[20:23], own=OWN, width=8, narrow=2, alpha=8, paths=3,
+        content=lambda target, answered: bool(heard.extend(answered)) or True,
+    )  # fmt: skip
+    requests = lookup.next_requests()
+    assert {request.contact for request in requests} == set(contacts[20:23])
+    liar, *honest = requests
+    lookup.answered(liar, liar.contact.node_id, {0: contacts[:2]})  # nearer than anybody; nobody else names them
+    for request in honest:
+        lookup.answered(request, request.contact.node_id, {0: []})
+    for request in lookup.next_requests():
+        lookup.answered(request, request.contact.node_id, {0: contacts[:2]})
+    assert lookup.done
+    assert heard[:2] == contacts[:2]
+    assert {request.contact for request in honest} <= set(heard)
+
+
+def test_who_is_slow_ends_a_narrow_lookup_s_narrowness():
+    contacts = sorted((node(n) for n in range(12)), key=lambda contact: contact.node_id)
+    lookup = Lookup([0], contacts, own=OWN, width=6, narrow=2, alpha=6, content=lambda target, answered: True)
+    first, second = lookup.next_requests()
+    assert lookup.is_narrow([0])
+    lookup.slow(first)
+    assert not lookup.is_narrow([0])
+    lookup.answered(second, second.contact.node_id, {0: contacts})
+    assert [request.contact for request in lookup.next_requests()] == contacts[2:6]
+    assert not lookup.done

@@ -171,3 +171,16 @@ def test_removing_a_stranger_is_nothing(missing: int):
     table = small_table()
     table.remove(missing)
     assert len(table) == 0
+
+
+def test_whether_it_knows_everybody_near():
+    table = small_table()
+    assert not table.knows_all_near(0, 1)  # it knows nobody
+    for node_id in (OWN ^ 1, OWN ^ 2, OWN ^ 4, 0b00000001, 0b00000010, 0b11000000):
+        table.heard_from(contact(node_id), 0.0)
+    assert table.knows_all_near(0, 2)
+    assert table.knows_all_near(0, 100)
+    for node_id in (0b00000100, 0b00000101, 0b00001000, 0b00001001):
+        table.heard_from(contact(node_id), 0.0)
+    assert not table.knows_all_near(0, 1)  # somebody there found no room
+    assert table.knows_all_near(0b11000000, 1)
