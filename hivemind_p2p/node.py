@@ -130,7 +130,7 @@ class Node:
             self._network, self._nat, self._rpc, self._dht = network, nat, rpc, dht
             control = self.settings.control
             if control.serve:
-                answers = {"peers": self._tell_peers, "doctor": self._tell_health}
+                answers = {"peers": self._tell_peers, "doctor": self._tell_health, "addresses": self._tell_addresses}
                 await stack.enter_async_context(ControlServer(identity.peer_id, answers, directory=control.directory))
             self._stack = stack.pop_all()
         return self
@@ -272,6 +272,9 @@ class Node:
 
     async def _tell_health(self) -> dict[str, Any]:
         return health_as_json(*await self.diagnose())
+
+    async def _tell_addresses(self) -> list[str]:
+        return [str(maddr) for maddr in self.visible_maddrs]
 
     async def _tell_peers(self) -> list[dict[str, Any]]:
         return [each.to_json() for each in await self.peers()]

@@ -13,6 +13,8 @@ from hivemind_p2p.cli.running import run_until_stopped, set_up_logging
 from hivemind_p2p.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from hivemind_p2p.dht.survey import PeerReport
     from hivemind_p2p.node import Node
 
@@ -189,6 +191,13 @@ def summary(reports: Sequence[PeerReport], clock_offset: float | None) -> dict[s
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table as wide as the terminal, or as it needs to be when nobody looks."""
     from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(make_table(title, columns, rows))
+
+
+def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of plain text."""
     from rich.table import Table
     from rich.text import Text
 
@@ -197,8 +206,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # what peers stored is no markup
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(table)
+    return table
 
 
 def _headline(reports: Sequence[PeerReport], clock_offset: float | None) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hivemind_p2p.cli import options
-from hivemind_p2p.cli.dht import print_table
+from hivemind_p2p.cli.dht import make_table, print_table
 from hivemind_p2p.cli.running import run_until_stopped, set_up_logging
 from hivemind_p2p.errors import ControlError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from hivemind_p2p.config import Settings
     from hivemind_p2p.control.client import Answer
 
@@ -27,24 +30,49 @@ Node = Annotated[
 def peers(
     node: Node = None,
     config: options.Config = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, nothing else; with --watch, one for each change.")
+    ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", "-w", help="Keep looking: a table on a terminal, otherwise a line for each change."),
+    ] = False,
+    every: Annotated[
+        float, typer.Option("--interval", help="Seconds between two looks of --watch.", min=0.1, metavar="SECONDS")
+    ] = 2.0,
     verbose: options.Verbose = False,
 ) -> None:
     """List the connections of your nodes on this machine: direct or by which relay, since when, round trip, bytes.
 
-    Only the user that a node runs as may ask it, and root. Exits with 1 when no node is running.
+    Only the user that a node runs as may ask it, and root. Exits with 1 when no node is running; --watch waits for one.
     """
     set_up_logging(verbose)
     settings = options.settings_from(config, {})
 
+    async def look() -> list[Answer]:
+        return await ask(settings, "peers", node)
+
     async def serve() -> None:
+        from hivemind_p2p.cli import watch as watching
+
+        if watch and sys.stdout.isatty() and not as_json:
+            await watching.show(look, every, picture)
+        if watch:
+            await watching.follow(look, every, as_json=as_json)
         answers = answered(await ask(settings, "peers", node), settings, node)
         if as_json:
             nodes = [{"peer_id": each.peer_id, "pid": each.pid, "peers": each.answer} for each in answers]
             print(json.dumps({"nodes": nodes}))
         else:
+            lonely = not all(each.answer for each in answers)
+            places = (
+                {each.peer_id: each.answer or [] for each in await ask(settings, "addresses", node)} if lonely else {}
+            )
             for each in answers:
-                print_table(headline(each), COLUMNS, map(row, each.answer))
+                if each.answer:
+                    print_table(headline(each), COLUMNS, map(row, each.answer))
+                else:
+                    print(f"{headline(each)}\n{alone(places.get(each.peer_id, []))}")
 
     run_until_stopped(serve)
 
@@ -76,6 +104,38 @@ def answered(answers: Sequence[Answer], settings: Settings, node: str | None) ->
         if each.error:
             raise ControlError(f"the node {each.peer_id} does not say: {each.error}")
     return answers
+
+
+def picture(answers: Sequence[Answer]) -> RenderableType:
+    """The tables of all nodes, one below the other."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for each in answers:
+        if each.error:
+            parts.append(Text(f"{each.peer_id} (process {each.pid}) does not say: {each.error}"))
+        elif each.answer:
+            parts.append(make_table(headline(each), COLUMNS, map(row, each.answer)))
+        else:
+            parts.append(Text(f"{headline(each)}\n{alone([])}"))
+    return Group(*parts)
+
+
+def alone(addresses: Sequence[str]) -> str:
+    """What to do about a node that nobody is connected to.
+
+    Args:
+        addresses: where others may join it, as far as they are known.
+    """
+    join = "".join(f"\n  --initial-peers {address}" for address in addresses) or (
+        " --initial-peers and an address\nthat it printed when it started."
+    )
+    return (
+        f"Nobody is connected to it. Others join with{join}\n`hivemind-p2p doctor` says whether they can reach it. If "
+        "it should have joined others itself, see whether one\nof its own initial peers is there: `hivemind-p2p ping "
+        "ADDRESS`."
+    )
 
 
 def headline(answer: Answer) -> str:
