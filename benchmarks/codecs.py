@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
-from benchmarks.report import INTEROP_PYTHON, ROOT, Row, options, publish, systems
-from hivemind_p2p.wire.compression_type import CompressionType
+from benchmarks.report import INTEROP_PYTHON, ROOT, Row, markdown, options, publish, systems
+from hivemind_p2p.wire.compression_type import CompressionType, OwnCompression
 
 
 @contextmanager
@@ -48,20 +49,24 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each codec (default: 7)")
     parser.add_argument("--elements", type=int, default=10 * 2**20, help="of the tensor, float32 (default: 10 Mi)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
     parser.add_argument("--torch-threads", type=int, default=os.cpu_count(), help="default: one per core")
     arguments = parser.parse_args()
     rows = []
     with ExitStack() as stack:
         peers = {name: stack.enter_context(peer(name, arguments.torch_threads)) for name in systems(arguments.only)}
-        for compression in CompressionType:
+        for compression in (*CompressionType, *OwnCompression):
             packed = Row(f"{compression.name}: serialize", "M elements/s", better="higher")
             read = Row(f"{compression.name}: deserialize", "M elements/s", better="higher")
             error, size = Row(f"{compression.name}: error", "relative L2"), Row(f"{compression.name}: size", "MiB")
             order = {"elements": arguments.elements, "compression": compression.value}
-            for system, process in peers.items():
+            here = {
+                name: each for name, each in peers.items() if name == "ours" or compression in iter(CompressionType)
+            }
+            for system, process in here.items():
                 ask(process, system, {**order, "repeat": 2})  # what is made once, is made now
             for _ in range(arguments.rounds):
-                for system, process in peers.items():
+                for system, process in here.items():
                     answer = ask(process, system, {**order, "repeat": 3})
                     packed.add(system, *(arguments.elements / seconds / 1e6 for seconds in answer["serialize"]))
                     read.add(system, *(arguments.elements / seconds / 1e6 for seconds in answer["deserialize"]))
@@ -69,6 +74,8 @@ def main() -> None:
                     size.add(system, answer["bytes"] / 2**20)
             rows += [packed, read, error, size]
     publish(f"codecs, {arguments.elements:,} elements, {arguments.torch_threads} threads", rows, arguments.json)
+    if arguments.markdown is not None:
+        arguments.markdown.write_text(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,16 @@ INTEROP_PYTHON = ROOT / ".venv-interop" / "bin" / "python"
 
 @dataclass
 class Row:
-    """One thing measured on several systems: ``samples[system]`` in ``unit``; ``better`` is "lower" or "higher"."""
+    """One thing measured on several systems: ``samples[system]`` in ``unit``; ``better`` is "lower" or "higher".
+
+    With ``tail``, tables show p99.9, too.
+    """
 
     name: str
     unit: str
     better: str = "lower"
     samples: dict[str, list[float]] = field(default_factory=dict)
+    tail: bool = False
 
     def add(self, system: str, *values: float) -> None:
         """Take more samples of one system."""
@@ -39,6 +43,11 @@ class Row:
         """The 99th percentile; None below 20 samples, where it would only be the maximum under another name."""
         values = self.samples.get(system, [])
         return statistics.quantiles(values, n=100)[98] if len(values) >= 20 else None
+
+    def p999(self, system: str) -> float | None:
+        """The 99.9th percentile; None below 1000 samples."""
+        values = self.samples.get(system, [])
+        return statistics.quantiles(values, n=1000)[998] if len(values) >= 1000 else None
 
     def ratio(self, ours: str, theirs: str) -> float | None:
         """How many times better the first system is, by medians."""
@@ -103,4 +112,6 @@ def _cell(row: Row, system: str) -> str:
     median, p99 = row.median(system), row.p99(system)
     if median is None:
         return "-"
-    return f"{median:,.4g}" + (f" (p99 {p99:,.4g})" if p99 is not None else "")
+    tail = row.p999(system) if row.tail else None
+    percentiles = [f"{name} {value:,.4g}" for name, value in (("p99", p99), ("p99.9", tail)) if value is not None]
+    return f"{median:,.4g}" + (f" ({', '.join(percentiles)})" if percentiles else "")

@@ -17,10 +17,10 @@ CompressionOption: TypeAlias = "Compression | CompressionType | OwnCompression |
 class Compression:
     """How each kind of tensor travels: a way, by name or as an enumeration; ``"auto"``; or None: as the expert says.
 
-    ``"auto"`` compresses (BLOCK_INT8) where that is faster, by the measured speed of the link in that direction and of
-    this machine's codec; nothing until enough came over the link to tell. ``BLOCK_INT8``, ``"auto"``, and any choice
-    for what the server sends, need a server of this package; hivemind's gets and gives what its expert says. Only
-    floats are compressed.
+    ``"auto"`` compresses (BLOCK_INT8) where that takes half of the time or less, by the measured speed of the link in
+    that direction and of this machine's codec; nothing until enough came over the link to tell. ``BLOCK_INT8``,
+    ``"auto"``, and any choice for what the server sends, need a server of this package; hivemind's gets and gives what
+    its expert says. Only floats are compressed.
 
     Attributes:
         inputs: to the server, forward and backward.

@@ -160,6 +160,27 @@ def test_errors_are_reported(serve, join) -> None:
     assert peer._server._handler.errors.codecs["BLOCK_INT8"].largest in measured
 
 
+@pytest.mark.parametrize("how", ["block_int8", "uniform_8bit", "quantile_8bit", "blockwise_8bit"])
+@pytest.mark.parametrize("rows", [16, 2048])
+def test_eight_bits_are_a_quarter_on_the_socket_both_ways(serve, join, how, rows) -> None:
+    """All bytes of the connection, envelopes and negotiation too: hivemind's answers are not compressed at all."""
+    if (how, rows) == ("blockwise_8bit", 16):
+        pytest.skip("its map of 1 KiB stands in each tensor")
+    peer = serve([backend("ffn.0", nn.Identity(), 1024)])
+    dht = join(peer)
+    [expert] = get_experts(dht, ["ffn.0"], compression=how)
+    x = torch.randn(rows, 1024)
+    expert(x)  # connects, and asks what the expert takes and which compressions its peer knows
+    calls = []
+    for _ in range(4):
+        [connection] = dht.node.connections(peer.dht.peer_id)
+        before = connection.traffic
+        expert(x)
+        calls.append([after - its for after, its in zip(connection.traffic, before, strict=True)])
+    for each in zip(*calls, strict=True):
+        assert min(each) < 0.27 * x.nbytes  # of one that nothing else of the two nodes met
+
+
 def test_training_with_compression_follows_training_without(serve, join) -> None:
     peer = serve([backend("ffn.0", nn.Linear(64, 64), 64, lr=0.1)])
     module = nn.Linear(64, 64)

@@ -98,6 +98,6 @@ def test_the_fastest_way_depends_on_link_and_cpu() -> None:
     assert elements_per_second(INT8) > 1e6
     assert fastest(2**20, 4, 1e6, ways) == INT8
     assert fastest(2**20, 4, 1e12, ways) == CompressionType.NONE
-    slower_than_that = 2.9 * elements_per_second(INT8)
-    assert fastest(2**20, 4, slower_than_that, ways) == INT8
-    assert fastest(2**20, 4, slower_than_that * 1.1, ways) == CompressionType.NONE
+    twice_as_fast_there = (4 - 2 * 1.016) / 2 * elements_per_second(INT8)
+    assert fastest(2**20, 4, twice_as_fast_there * 0.99, ways) == INT8
+    assert fastest(2**20, 4, twice_as_fast_there * 1.01, ways) == CompressionType.NONE

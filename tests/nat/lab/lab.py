@@ -65,6 +65,7 @@ class Lab:
         self.hosts: dict[str, Host] = {}
         self.sites: dict[str, Site] = {}
         self.namespaces: list[str] = []
+        self._ports: dict[str, int] = {}
         self._ips = itertools.count(10)
         self._lans = itertools.count(1)
         self._links = itertools.count(1)
@@ -122,7 +123,8 @@ class Lab:
         """Gives namespace `name` a device `wan` on the public switch, with a new public address."""
         ip = f"{self.net3}.{next(self._ips)}"
         if self.switch is not None:
-            self.switch.add(self.prefix + name, "wan", self.delay_ms if delay_ms is None else delay_ms)
+            delay_ms = self.delay_ms if delay_ms is None else delay_ms
+            self._ports[name] = self.switch.add(self.prefix + name, "wan", delay_ms)
             self._ip(name, "link set wan up")
         else:
             port = f"p{next(self._links)}"
@@ -215,6 +217,18 @@ class Lab:
             for key, value in (("ipv4/ip_forward", "1"), ("netfilter/nf_conntrack_tcp_loose", "1")):
                 Path("/proc/sys/net", key).write_text(value)
         router.nft(nat_rules(kind, router.ip))
+
+    # -- faults, where the public switch is a process
+    def delay(self, name: str, delay_ms: float) -> None:
+        """Change the one-way delay of a public host's or a router's access link."""
+        self.switch.ports[self._ports[name]] = delay_ms / 1000
+
+    def cut(self, name: str) -> None:
+        """Let nothing through from and to a public host or a router, and let nobody know."""
+        self.switch.cut.add(self._ports[name])
+
+    def heal(self, name: str) -> None:
+        self.switch.cut.discard(self._ports[name])
 
     # -- life
     def move(self, host: Host, site: Site) -> None:

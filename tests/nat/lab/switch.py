@@ -25,6 +25,8 @@ class TapSwitch:
     def __init__(self, loss: float = 0, rate_mbit: float = 0):
         self.loss, self.rate = loss, rate_mbit * 125000
         self.ports: dict[int, float] = {}
+        self.cut: set[int] = set()
+        """Ports from and to which nothing passes."""
         self.free_at: dict[int, float] = {}
         self.macs: dict[bytes, int] = {}
         self._poll = select.epoll()
@@ -32,13 +34,14 @@ class TapSwitch:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def add(self, ns: str, dev: str, delay_ms: float) -> None:
+    def add(self, ns: str, dev: str, delay_ms: float) -> int:
         with in_netns(ns):
             fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
             fcntl.ioctl(fd, self.TUNSETIFF, struct.pack("16sH22x", dev.encode(), 0x0002 | 0x1000 | 0x4000))
             fcntl.ioctl(fd, self.TUNSETOFFLOAD, 0x01 | 0x02)  # checksum, TSO4
         self.ports[fd] = delay_ms / 1000
         self._poll.register(fd, select.EPOLLIN)
+        return fd
 
     def _run(self) -> None:
         queue: list = []
@@ -64,6 +67,8 @@ class TapSwitch:
                     self.macs[frame[16:22]] = src
                     dst = self.macs.get(frame[10:16])
                     targets = [dst] if dst is not None else [fd for fd in self.ports if fd != src]
+                    if self.cut:
+                        targets = [] if src in self.cut else [fd for fd in targets if fd not in self.cut]
                     start = now
                     if self.rate:
                         start = max(now, self.free_at.get(src, 0.0)) + len(frame) / self.rate
