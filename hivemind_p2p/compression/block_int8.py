@@ -26,6 +26,8 @@ from hivemind_p2p.compression.memory import SectionWriter
 BLOCK: Final = 256
 RECORD: Final = 4 + BLOCK
 _LEAST: Final = 1e-35  # of a magnitude; the inverse of smaller ones is beyond float32
+_ROUNDS: Final = 1.5 * 2.0**23
+"""Added to a small float32 and taken off again, it rounds as ``round_`` does, which has even a chunk done by threads."""
 _AT_ONCE: Final = CHUNK // BLOCK
 
 
@@ -97,7 +99,7 @@ def _encode_blocks(blocks: torch.Tensor, records: torch.Tensor) -> None:
         some = blocks[start : start + _AT_ONCE]
         scaled = scratch(torch.float32, some.numel()).view(-1, elements).copy_(some)
         largest = torch.maximum(scaled.amax(1, keepdim=True), scaled.amin(1, keepdim=True).neg_())
-        scaled.mul_(127 / largest.clamp_min(_LEAST)).round_()
+        scaled.mul_(127 / largest.clamp_min(_LEAST)).add_(_ROUNDS).sub_(_ROUNDS)
         finite = torch.isfinite(largest)
         if not bool(finite.all()):
             largest.masked_fill_(~finite, math.nan)

@@ -44,6 +44,16 @@ def test_it_errs_less_than_hivemind_s_eight_bits() -> None:
     )
 
 
+def test_elements_are_rounded_as_torch_does() -> None:
+    """To the nearest, and of two to the even one."""
+    halves = torch.arange(-254, 255) / 2
+    tensor = torch.cat([halves, torch.tensor([127.0])])
+    got = deserialize_tensor(serialize_tensor(tensor, INT8))
+    for block, came in zip(tensor.split(BLOCK), got.split(BLOCK), strict=True):
+        step = block.abs().max() / 127
+        assert torch.equal((came / step).round(), (block * (127 / block.abs().max())).round())
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_block_that_is_not_finite_comes_back_as_nan_and_the_others_as_they_are(bad: float) -> None:
     tensor = torch.ones(3 * BLOCK + 5)
