@@ -27,7 +27,7 @@ BLOCK: Final = 256
 RECORD: Final = 4 + BLOCK
 _LEAST: Final = 1e-35  # of a magnitude; the inverse of smaller ones is beyond float32
 _ROUNDS: Final = 1.5 * 2.0**23
-"""Added to a small float32 and taken off again, it rounds as ``round_`` does, which has even a chunk done by threads."""
+"""Added to a small float32 and taken off again, it rounds as ``round_`` does, which wakes threads for a chunk."""
 _AT_ONCE: Final = CHUNK // BLOCK
 
 
