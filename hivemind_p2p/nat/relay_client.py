@@ -12,7 +12,7 @@ import trio
 from multiaddr import Multiaddr
 
 from hivemind_p2p.errors import StreamReset, TransportError
-from hivemind_p2p.nat import messages
+from hivemind_p2p.nat import messages, vouchers
 from hivemind_p2p.nat.relay_service import HOP, STOP
 from hivemind_p2p.transport.addresses import circuit_maddr, circuit_of, is_public, why_undialable, with_peer
 from hivemind_p2p.transport.api import CircuitLimit, Connection, Stream
@@ -107,10 +107,11 @@ class RelayClient:
         self.relays.add(relay)  # before the answer: circuits may come right behind it
         try:
             stream, answer = await self._ask(connection, pb.HopMessage(type=pb.HopMessage.RESERVE))
+            await stream.aclose()
+            self._check_voucher(relay, answer.reservation)
         except BaseException:
             self.relays.discard(relay)
             raise
-        await stream.aclose()
         told = messages.maddrs_in(answer.reservation.addrs, _MOST_ADDRESSES)
         usable = [maddr for maddr in told if is_public(maddr) and why_undialable(maddr) is None]
         if connection.outbound and connection.remote_maddr is not None and connection.remote_maddr not in usable:
@@ -123,6 +124,14 @@ class RelayClient:
             seconds = min(max(seconds, _SHORTEST), _LONGEST)
         maddrs = tuple(circuit_maddr(relay, maddr) for maddr in usable[:2])
         return Reservation(relay, maddrs, seconds, _limit_in(answer.limit))
+
+    def _check_voucher(self, relay: PeerID, reservation: pb.Reservation) -> None:
+        """Raises TransportError: there is one, and it is wrong."""
+        if not reservation.voucher:
+            return
+        wrong = vouchers.why_wrong(reservation.voucher, relay, self._host.peer_id, reservation.expire)
+        if wrong:
+            raise TransportError(f"the relay {relay} lies: of its voucher, {wrong}")
 
     async def _direct(self, relay: PeerID, maddr: Multiaddr | None) -> Connection:
         """A direct connection to a relay. One that is itself relayed will not do."""

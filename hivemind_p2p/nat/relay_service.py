@@ -20,11 +20,12 @@ from multiaddr import Multiaddr
 
 from hivemind_p2p.config import RelaySettings
 from hivemind_p2p.errors import StreamError, StreamReset, TransportError
-from hivemind_p2p.nat import messages
+from hivemind_p2p.nat import messages, vouchers
 from hivemind_p2p.nat.relay_book import RelayBook
 from hivemind_p2p.nat.splice import splice
 from hivemind_p2p.transport.addresses import circuit_of, endpoint_of, is_public, split_peer
 from hivemind_p2p.transport.api import CircuitLimit, Connection, Network, Stream
+from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.wire import circuit_pb2 as pb
 from hivemind_p2p.wire.peer_id import PeerID
 
@@ -37,15 +38,22 @@ class RelayService:
     """Serves ``HOP`` on a network, from :meth:`start` to :meth:`stop`.
 
     Args:
+        identity: signs vouchers.
         wall_clock: Unix time in seconds, for the ends of reservations as peers are told them.
     """
 
     def __init__(
-        self, network: Network, settings: RelaySettings, *, wall_clock: Callable[[], float] = time.time
+        self,
+        network: Network,
+        identity: Identity,
+        settings: RelaySettings,
+        *,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.book = RelayBook(settings)
         self.serving = False
         self._network = network
+        self._identity = identity
         self._settings = settings
         self._wall_clock = wall_clock
 
@@ -85,9 +93,11 @@ class RelayService:
         if status != pb.OK:
             await _answer(stream, status)
             return
+        expire = int(self._wall_clock() + self._settings.reservation_time)
         reservation = pb.Reservation(
-            expire=int(self._wall_clock() + self._settings.reservation_time),
+            expire=expire,
             addrs=[maddr.to_bytes() for maddr in self._own_maddrs()],
+            voucher=vouchers.seal(self._identity, stream.peer_id, expire),
         )
         await _answer(stream, pb.OK, reservation, self._limit())
 

@@ -54,7 +54,7 @@ class NAT(Background):
         self.settings = settings if settings is not None else NATSettings()
         self.relay_settings = relay_settings if relay_settings is not None else RelaySettings()
         self.observed = ObservedAddresses()
-        self.service = RelayService(host, self.relay_settings)
+        self.service = RelayService(host, host.identity, self.relay_settings)
         self.client = RelayClient(host, timeout=self.settings.relay_timeout, taken=self._taken)
         self.keeper = RelayKeeper(host, self.client, self.settings, self._announce)
         self.puncher = HolePuncher(host, self.settings, self._offer)

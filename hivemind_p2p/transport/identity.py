@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Final, Self
 
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
@@ -23,6 +24,8 @@ from hivemind_p2p.wire.peer_id import PeerID
 _RSA: Final = 0
 _ED25519: Final = 1
 _KEY_KINDS: Final = {_RSA: "RSA", _ED25519: "Ed25519", 2: "Secp256k1", 3: "ECDSA"}
+_LARGEST_RSA: Final = 8192
+"""Bits. Checking a signature takes the square of this."""
 _LARGEST_FILE: Final = 16 * 1024
 _LONGEST_INLINED_KEY: Final = 42  # peer-ids specification: longer public keys are hashed into the peer id
 
@@ -40,7 +43,7 @@ class Identity:
         self._key = key
         self.public_key_bytes: Final = _marshal_public(key)
         """The protobuf-marshalled public key, as handshakes and signatures carry it."""
-        self.peer_id: Final = _peer_id_of(self.public_key_bytes)
+        self.peer_id: Final = peer_id_of(self.public_key_bytes)
 
     @classmethod
     def generate(cls) -> Self:
@@ -113,7 +116,30 @@ class Identity:
         return f"<Identity {self.peer_id.base58}>"
 
 
-def _peer_id_of(public_key: bytes) -> PeerID:
+def verify(public_key: bytes, data: bytes, signature: bytes) -> bool | None:
+    """Whether ``data`` was signed with a key, as :meth:`Identity.sign` does; None: keys of its kind are not known here.
+
+    Args:
+        public_key: protobuf-marshalled; garbage is a key that signed nothing.
+    """
+    try:
+        kind, key = _unmarshal(public_key)
+        if kind == _ED25519:
+            ed25519.Ed25519PublicKey.from_public_bytes(key).verify(signature, data)
+        elif kind == _RSA:
+            loaded = serialization.load_der_public_key(key)
+            if not isinstance(loaded, rsa.RSAPublicKey) or loaded.key_size > _LARGEST_RSA:
+                return False
+            loaded.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
+        else:
+            return None if kind in _KEY_KINDS else False
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def peer_id_of(public_key: bytes) -> PeerID:
+    """The id of the peer whose protobuf-marshalled public key this is."""
     if len(public_key) <= _LONGEST_INLINED_KEY:
         return PeerID(bytes([0, len(public_key)]) + public_key)
     return PeerID(b"\x12\x20" + hashlib.sha256(public_key).digest())
@@ -139,13 +165,14 @@ def _marshal(kind: int, data: bytes) -> bytes:
     return bytes([0x08, kind, 0x12]) + bytes(varint) + data
 
 
-def _unmarshal_private(data: bytes) -> _PrivateKey:
+def _unmarshal(data: bytes) -> tuple[int, bytes]:
+    """The kind and the bytes of a marshalled key. Raises ValueError: it is none."""
     if len(data) < 4 or data[0] != 0x08 or data[2] != 0x12:
-        raise ValueError(f"its {len(data)} bytes are not a libp2p private key")
+        raise ValueError(f"its {len(data)} bytes are not a libp2p key")
     kind, length, shift, position = data[1], 0, 0, 3
     while True:
         if position >= len(data) or shift > 21:
-            raise ValueError("the libp2p private key in it is cut short")
+            raise ValueError("the libp2p key in it is cut short")
         length |= (data[position] & 0x7F) << shift
         shift += 7
         position += 1
@@ -153,7 +180,12 @@ def _unmarshal_private(data: bytes) -> _PrivateKey:
             break
     key = data[position:]
     if len(key) != length:
-        raise ValueError(f"the libp2p private key in it should have {length} bytes, not {len(key)}")
+        raise ValueError(f"the libp2p key in it should have {length} bytes, not {len(key)}")
+    return kind, key
+
+
+def _unmarshal_private(data: bytes) -> _PrivateKey:
+    kind, key = _unmarshal(data)
     if kind == _ED25519:
         return _unmarshal_ed25519(key)
     if kind == _RSA:

@@ -8,13 +8,15 @@ from multiaddr import Multiaddr
 
 from hivemind_p2p.config import NATSettings, RelaySettings
 from hivemind_p2p.errors import DialError, StreamError
-from hivemind_p2p.nat import messages
+from hivemind_p2p.nat import messages, vouchers
 from hivemind_p2p.nat.relay_service import HOP, STOP
 from hivemind_p2p.transport.api import CircuitLimit, Stream
+from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.wire import circuit_pb2 as pb
 from tests.nat.memory import Peer, Swarm, call, swarm
 from tests.transport.hosts import ECHO
 
+STRANGER = Identity.generate()
 NO_PUNCHING = NATSettings(hole_punching=False)
 
 
@@ -173,6 +175,34 @@ async def test_a_relay_that_lies_about_time_is_asked_again_in_a_sane_time(autoju
         assert len(hidden.circuits) == 1
         await trio.sleep(1800)
         assert len(asked) <= 60
+
+
+async def test_a_relay_gives_a_voucher_that_holds(autojump_clock):
+    async with swarm() as net:
+        relay, _, other = await trio_of(net)
+        reservation = (await hop(other, relay, type=pb.HopMessage.RESERVE)).reservation
+        assert vouchers.why_wrong(reservation.voucher, relay.peer_id, other.peer_id, reservation.expire) is None
+
+
+@pytest.mark.parametrize(
+    "voucher",
+    [b"", b"garbage", vouchers.seal(STRANGER, STRANGER.peer_id, 2**40)],
+    ids=["none", "garbage", "of another"],
+)
+async def test_a_relay_that_gives_a_wrong_voucher_is_not_used_one_that_gives_none_is(autojump_clock, voucher: bytes):
+    async with swarm() as net:
+        liar, good = await net.start(), await net.start()
+
+        async def lie(stream: Stream) -> None:
+            await messages.receive(stream, pb.HopMessage)
+            reservation = pb.Reservation(expire=2**32, addrs=[m.to_bytes() for m in liar.maddrs], voucher=voucher)
+            await messages.send(stream, pb.HopMessage(type=pb.HopMessage.STATUS, status=pb.OK, reservation=reservation))
+
+        liar.host.set_stream_handler(HOP, lie)
+        hidden = await net.start([liar, good], hidden=True)
+        await trio.sleep(10)
+        assert set(hidden.nat.relays) == ({good.peer_id} if voucher else {liar.peer_id, good.peer_id})
+        assert hidden.nat.client.relays == set(hidden.nat.relays)
 
 
 async def test_whoever_wants_a_peer_without_reservation_is_told(autojump_clock):

@@ -87,9 +87,9 @@ def test_a_signature_can_be_checked_with_the_public_key_in_the_peer_id():
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "not a libp2p private key"),
-        (b"hello, I am not a key", "not a libp2p private key"),
-        (base64.b64encode(SPEC_ED25519), "not a libp2p private key"),
+        (b"", "not a libp2p key"),
+        (b"hello, I am not a key", "not a libp2p key"),
+        (base64.b64encode(SPEC_ED25519), "not a libp2p key"),
         (SPEC_ED25519[:-1], "should have 64 bytes, not 63"),
         (SPEC_ED25519[:-1] + b"\x00", "public half"),
         (b"\x08\x01\x12\x20" + bytes(32), "has 64 bytes"),
