@@ -128,12 +128,12 @@ class _Call:
 
     async def make(self) -> tuple[ExpertInfo, list[torch.Tensor]]:
         contacts = self.caller.contacts
+        hedge_after = NEVER
         if self.direction == "forward":
             contacts.hedges.earn()
             contacts.learn_replicas(self.caller.node, [self.expert.uid])
-            hedge_after = max(SOONEST_HEDGE, contacts.latencies.late_after(self.expert.uid, self._nbytes))
-        else:
-            hedge_after = NEVER
+            if len(self._untried()) > 1:
+                hedge_after = max(SOONEST_HEDGE, contacts.latencies.late_after(self.expert.uid, self._nbytes))
         by, answer = await first_answer(self._attempt, self._choose, hedge_after=hedge_after, may_hedge=self._may_hedge)
         contacts.stats.hedges_won += by == self.hedge
         return by, answer
@@ -229,10 +229,14 @@ class _Call:
 
     def _untried(self) -> list[ExpertInfo]:
         replicas = [replica.info for replica in self.caller.contacts.replicas.of(self.expert.uid)]
+        if not replicas:
+            return [] if self.expert in self.tried else [self.expert]
         return [info for info in dict.fromkeys([self.expert, *replicas]) if info not in self.tried]
 
     def _best(self, infos: Sequence[ExpertInfo]) -> ExpertInfo:
         contacts = self.caller.contacts
+        if len(infos) == 1:
+            return infos[0]
         return contacts.balance.choose([info for info in infos if info not in contacts.failures] or infos)
 
     async def _look_up(self) -> None:

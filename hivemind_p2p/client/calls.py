@@ -13,7 +13,7 @@ import trio
 from hivemind_p2p.client.beam_search import ExpertInfo
 from hivemind_p2p.client.compression import Kinds
 from hivemind_p2p.client.report import TensorReport
-from hivemind_p2p.client.schema import ExpertSchema, byte_size, check_answer, check_gradients
+from hivemind_p2p.client.schema import ExpertSchema, check_answer, check_gradients
 from hivemind_p2p.compression import (
     MAX_UNARY_BYTES,
     ErrorMeter,
@@ -95,7 +95,7 @@ async def call_expert(
     """
     rows = len(tensors[0])
     if direction == "forward":
-        sent, expected, answer_bytes = schema.inputs, schema.outputs, byte_size(schema.outputs, rows)
+        sent, expected, answer_bytes = schema.inputs, schema.outputs, rows * schema.output_row_bytes
     else:
         sent, expected = schema.inputs + schema.outputs, schema.inputs
         answer_bytes = sum(tensor.nbytes for tensor in tensors[: len(expected)])

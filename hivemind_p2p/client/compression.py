@@ -51,7 +51,7 @@ class Compression:
     @property
     def as_the_expert_says(self) -> bool:
         """Whether nothing was chosen."""
-        return self == Compression()
+        return self.inputs is self.outputs is self.grad_outputs is self.grad_inputs is None
 
 
 def _choice(choice: object) -> Choice:

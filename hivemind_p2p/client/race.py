@@ -43,6 +43,8 @@ async def first_answer(
     """
     first = await choose(None)
     assert first is not None, "there is always somebody to ask first"
+    if hedge_after == NEVER:
+        return await _one_after_the_other(attempt, choose, first)
     ended, whats_ended = trio.open_memory_channel[_Ended[_Answer]](math.inf)
     failure: HivemindError | None = None
 
@@ -74,5 +76,22 @@ async def first_answer(
             if other is not None:
                 under_way += 1
                 nursery.start_soon(make, other)
+    assert failure is not None
+    raise failure
+
+
+async def _one_after_the_other(
+    attempt: Callable[[_Who], Awaitable[_Answer]],
+    choose: Callable[[HivemindError | None], Awaitable[_Who | None]],
+    who: _Who | None,
+) -> _Answer:
+    """Without hedges all attempts are made by the task that waits for them, which is cheaper by a nursery."""
+    failure: HivemindError | None = None
+    while who is not None:
+        try:
+            return await attempt(who)
+        except HivemindError as error:
+            failure = failure or error
+            who = await choose(error)
     assert failure is not None
     raise failure

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Self
 
 import torch
@@ -71,6 +72,17 @@ class ExpertSchema:
                 raise _not_a_schema(f"one row of an output is of size {descriptor.size[1:]!r:.80}")
         return cls((tuple(args), kwargs), outputs, tuple(names), inputs, flat_outputs)
 
+    @cached_property
+    def output_row_bytes(self) -> int:
+        """Bytes of one row of all outputs in memory."""
+        return byte_size(self.outputs, 1)
+
+    @cached_property
+    def _args_alone(self) -> bool:
+        """Whether it takes positional tensors and nothing nested, as most experts do."""
+        args, kwargs = self.forward_schema
+        return not kwargs and not any(isinstance(each, list | tuple | dict) for each in args)
+
     def info(self) -> dict[str, Any]:
         """The schema in hivemind's form."""
         return {
@@ -88,6 +100,8 @@ class ExpertSchema:
         Raises:
             SchemaMismatch: they are not what the expert takes.
         """
+        if self._args_alone and not kwargs and len(args) == len(self.inputs) and self._fits(args):
+            return list(args)
         if kwargs.keys() != set(self.keyword_names):
             raise SchemaMismatch(
                 f"{expert} takes the keyword inputs {_listed(self.keyword_names)}, not {_listed(kwargs)}"
@@ -113,8 +127,19 @@ class ExpertSchema:
                 )
         return flat
 
+    def _fits(self, tensors: Sequence[Any]) -> bool:
+        """Whether they are what is taken. Otherwise the checks one by one say what is wrong."""
+        return all(
+            isinstance(tensor, torch.Tensor)
+            and not descriptor.mismatch(tensor.shape, str(tensor.dtype))
+            and tensor.shape[0] == tensors[0].shape[0]
+            for tensor, descriptor in zip(tensors, self.inputs, strict=True)
+        )
+
     def pack_outputs(self, flat: Sequence[torch.Tensor]) -> Any:
         """The outputs, nested as the expert nests them."""
+        if isinstance(self.outputs_schema, TensorDescriptor) and len(flat) == 1:
+            return flat[0]
         return nested_pack(flat, self.outputs_schema)
 
     def empty_outputs(self, device: torch.device | None = None) -> tuple[torch.Tensor, ...]:

@@ -31,6 +31,8 @@ MAX_TENSOR_BYTES: Final = 2**30
 """What one tensor may take when decoded, unless the caller says otherwise."""
 
 _MAX_DIMENSIONS: Final = 64
+_SMALL: Final = 2**16
+"""Bytes that are copied at once, with Python's lock held."""
 AnyTensor: TypeAlias = runtime_pb2.Tensor | TensorMessage
 """As protobuf reads them, and as we do."""
 Compression: TypeAlias = CompressionType | OwnCompression
@@ -216,10 +218,25 @@ class ReceivedTensor:
         header = self.header
         if self.begun is not None and isinstance(self.data, torch.Tensor):
             return self.begun.finish(self.data)
+        if self._is_plain and not isinstance(self.data, torch.Tensor) and not torch.is_inference_mode_enabled():
+            tensor = torch.empty(header.size, dtype=header.dtype, device="cpu")
+            memory_of(tensor)[:] = self.data
+            return tensor.requires_grad_(header.requires_grad)
         with torch.inference_mode(mode=False):
             sections = SectionReader(self.data)
             tensor = CODECS[header.compression].decode(sections, header.size, header.dtype, self.length)
         return tensor.requires_grad_(header.requires_grad)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether it is a small copy and nothing else, which need not go through the machinery of codecs."""
+        header = self.header
+        return (
+            header.compression is CompressionType.NONE
+            and 0 < self.length <= _SMALL
+            and header.dtype is not torch.bool
+            and header.dtype is not torch.bfloat16
+        )
 
     def __repr__(self) -> str:
         return f"<ReceivedTensor: {self.header}, {self.length} bytes>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -90,6 +91,10 @@ class BatchTensorDescriptor:
 
     def to_wire(self) -> TensorDescriptor:
         """What travels."""
+        return self._wire
+
+    @cached_property
+    def _wire(self) -> TensorDescriptor:
         return TensorDescriptor(
             size=self.size,
             dtype=str(self.dtype),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import trio
 
@@ -33,25 +32,23 @@ class Admission:
         self.requests = 0
         self.pending_bytes = 0
 
-    @contextmanager
-    def enter(self) -> Iterator[Admitted]:
-        """A request is at hand while inside.
+    def enter(self) -> Admitted:
+        """A request, which is at hand inside ``with``.
 
         Raises:
             NodeClosed: :meth:`close` was called.
         """
         if self._closed:
             raise NodeClosed("this server is stopping; ask another one for the expert")
-        self.requests += 1
-        admitted = Admitted(self)
-        try:
-            yield admitted
-        finally:
-            self.requests -= 1
-            self.pending_bytes -= admitted.nbytes
-            if not self.requests:
-                self._changed.set()
-                self._changed = trio.Event()
+        return Admitted(self)
+
+    def leave(self, admitted: Admitted) -> None:
+        """It is at hand no longer."""
+        self.requests -= 1
+        self.pending_bytes -= admitted.nbytes
+        if not self.requests:
+            self._changed.set()
+            self._changed = trio.Event()
 
     def take(self, nbytes: int, already: int) -> None:
         """Make room for more bytes of a request.
@@ -96,6 +93,15 @@ class Admitted:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self.nbytes = 0
+
+    def __enter__(self) -> Self:
+        self._admission.requests += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._admission.leave(self)
 
     def take(self, nbytes: int) -> None:
         """Make room for more of its bytes; see :meth:`Admission.take`."""

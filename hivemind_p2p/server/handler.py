@@ -8,7 +8,6 @@ expert's queue. Only then is anything computed, and only as long as the caller w
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, Literal
 
@@ -224,7 +223,9 @@ async def _compute(
 ) -> tuple[torch.Tensor, ...]:
     """The answer, if it is there before the caller gives up: what he does not wait for any more is not begun."""
     urgency = read_urgency(metadata)
-    with trio.move_on_after(math.inf if urgency.timeout is None else urgency.timeout):
+    if urgency.timeout is None:
+        return await pool.submit(*inputs, client=context.peer_id, priority=urgency.priority)
+    with trio.move_on_after(urgency.timeout):
         return await pool.submit(*inputs, client=context.peer_id, priority=urgency.priority)
     raise DeadlineExceeded(f"{pool.name} had no answer within the {urgency.timeout:g} s that the caller waits")
 

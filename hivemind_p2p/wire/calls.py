@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -66,8 +67,13 @@ class UnaryError:
 
 def unary_request_head(call_id: bytes, peer_id: bytes, method: str, size: int) -> bytes:
     """What stands before the ``size`` bytes of a request."""
-    call = _bytes_field(_PEER, peer_id) + _bytes_field(_METHOD, method.encode()) + _field_head(_DATA, size)
+    call = _callee(peer_id, method) + _field_head(_DATA, size)
     return _message_head(call_id, _CALL, call, size)
+
+
+@lru_cache(4096)
+def _callee(peer_id: bytes, method: str) -> bytes:
+    return _bytes_field(_PEER, peer_id) + _bytes_field(_METHOD, method.encode())
 
 
 def unary_response_head(call_id: bytes, size: int) -> bytes:
@@ -163,6 +169,8 @@ def _scan(body: bytearray, position: int, end: int) -> Iterator[tuple[int, slice
 
 
 def _varint(body: bytearray, position: int) -> tuple[int, int]:
+    if position < len(body) and (byte := body[position]) < 0x80:  # most are one byte
+        return byte, position + 1
     found = read_varint(body, position)
     if found is None:
         raise ProtocolViolation("a message ends within a number")

@@ -166,6 +166,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    if position < len(data) and (byte := data[position]) < 0x80:  # most are one byte
+        return byte, position + 1
     try:
         found = read_varint(data, position)
     except ProtocolViolation as error:

@@ -32,12 +32,16 @@ class Header(NamedTuple):
     size: int
 
 
+_ONE_BYTE: Final = [bytes([number]) for number in range(0x80)]
+
 HeaderReader: TypeAlias = Callable[[bytearray], Header | None]
 """Reads a header at the start of some bytes; None: more are needed."""
 
 
 def varint(number: int) -> bytes:
     """An unsigned number, seven bits per byte, lowest first."""
+    if number < 0x80:
+        return _ONE_BYTE[number]
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)

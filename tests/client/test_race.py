@@ -53,14 +53,16 @@ async def test_one_attempt_is_enough(autojump_clock) -> None:
     assert (done.answer, done.took, done.made, done.errors) == (0, 3, [(0, 0)], [None])
 
 
-async def test_after_a_failure_the_next_one_is_asked_at_once(autojump_clock) -> None:
-    done = await run((3, NO), (2, NOT_THIS_EITHER), (1, None))
+@pytest.mark.parametrize("hedge_after", [NEVER, 9])
+async def test_after_a_failure_the_next_one_is_asked_at_once(autojump_clock, hedge_after) -> None:
+    done = await run((3, NO), (2, NOT_THIS_EITHER), (1, None), hedge_after=hedge_after)
     assert (done.answer, done.took, done.made) == (2, 6, [(0, 0), (1, 3), (2, 5)])
     assert done.errors == [None, NO, NOT_THIS_EITHER]
 
 
-async def test_when_all_fail_the_first_says_why(autojump_clock) -> None:
-    done = await run((3, NO), (2, NOT_THIS_EITHER))
+@pytest.mark.parametrize("hedge_after", [NEVER, 9])
+async def test_when_all_fail_the_first_says_why(autojump_clock, hedge_after) -> None:
+    done = await run((3, NO), (2, NOT_THIS_EITHER), hedge_after=hedge_after)
     assert (done.error, done.took) == (NO, 5)
 
 
@@ -105,8 +107,10 @@ async def test_cancelling_it_cancels_all_attempts(autojump_clock) -> None:
 
 
 async def test_other_errors_are_not_taken_for_failures_of_a_peer(autojump_clock) -> None:
-    with pytest.raises(ExceptionGroup) as group:
+    with pytest.raises(ZeroDivisionError):
         await run((1, ZeroDivisionError()), (0, None))
+    with pytest.raises(ExceptionGroup) as group:
+        await run((1, ZeroDivisionError()), (0, None), hedge_after=2)
     assert group.group_contains(ZeroDivisionError)
     with pytest.raises(DialError):
         await run((1, DialError("no")))
