@@ -17,6 +17,8 @@ from hivemind_p2p.transport.connection import MuxedConnection, usable
 
 _PATIENCE: Final = 20.0
 """Seconds to wait for a direct connection: three rounds of hole punching take half of it."""
+_SMALL: Final = 4096
+"""Bytes that go over any circuit, whatever its relay says."""
 _BEFORE_THE_DEADLINE: Final = 0.05
 """The part of the caller's time that is left for saying why it was in vain."""
 
@@ -49,14 +51,16 @@ async def with_room(
                 return connection
             tight = connection
             assert tight.limit is not None
-            if carries > max(usable(tight.limit), 0):
+            if max(carries, usable(tight.limit)) <= _SMALL:  # no relay is so mean
+                return tight
+            if carries > usable(tight.limit):
                 await changed()
                 continue
             try:
                 fresh = await dial()  # for several callers at once; who comes last may find it full
             except DialError:  # then the old one: it may just suffice
                 return best() or tight
-            if fresh.room >= carries or not carries:
+            if fresh.room >= carries or carries <= _SMALL:
                 return fresh
     raise _too_large(tight, carries, trio.current_time() - began)
 

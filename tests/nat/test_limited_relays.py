@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import trio
 
 from hivemind_p2p.config import NATSettings, RelaySettings
-from hivemind_p2p.errors import RelayLimited
+from hivemind_p2p.errors import RelayLimited, StreamError
 from hivemind_p2p.rpc import RPC
+from hivemind_p2p.wire import circuit_pb2 as pb
 from hivemind_p2p.wire import runtime_pb2
 from hivemind_p2p.wire.peer_id import PeerID
 from tests.nat.memory import Peer, Swarm, swarm
@@ -17,10 +20,18 @@ LIMIT = 100_000
 NO_PUNCHING = NATSettings(hole_punching=False)
 
 
-async def limited_pair(net: Swarm, nat: NATSettings | None, **limits: float) -> tuple[Peer, Peer, Peer]:
-    """Two hidden peers, connected through a relay with limits, and the relay."""
+async def limited_pair(
+    net: Swarm, nat: NATSettings | None, says: Callable[[], pb.Limit | None] | None = None, **limits: float
+) -> tuple[Peer, Peer, Peer]:
+    """Two hidden peers, connected through a relay with limits, and the relay.
+
+    Args:
+        says: the limits that the relay tells, if they are not the true ones.
+    """
     settings = RelaySettings(**{"circuit_bytes": LIMIT, "circuit_time": 0, **limits})
     relay = await net.start(relay=settings)
+    if says is not None:
+        relay.nat.service._limit = says
     hidden = await net.start([relay], hidden=True, nat=nat)
     other = await net.start([relay], hidden=True, nat=nat)
     await other.host.connect(hidden.circuits[0])
@@ -73,6 +84,26 @@ async def test_a_caller_who_waits_for_less_is_told_in_his_time(autojump_clock):
             with pytest.raises(RelayLimited):
                 await caller.call(hidden.peer_id, "Test.size", small, runtime_pb2.Tensor, timeout=3, carries=2 * LIMIT)
             assert (await caller.call(hidden.peer_id, "Test.size", small, runtime_pb2.Tensor)).size == [1]
+
+
+async def test_a_relay_that_hides_its_limits_costs_one_error_that_says_so(autojump_clock):
+    async with swarm() as net:
+        other, hidden, relay = await limited_pair(net, NO_PUNCHING, says=lambda: None)
+        with pytest.RaisesGroup(pytest.RaisesExc(StreamError, match="the relayed connection to .* is gone")):
+            await carry(other, hidden, 2 * LIMIT)
+        assert await carry(other, hidden, 100) == relay.peer_id
+
+
+async def test_a_relay_that_says_that_it_carries_nothing_still_carries_small_calls(autojump_clock):
+    async with swarm() as net:
+        other, hidden, relay = await limited_pair(net, NO_PUNCHING, says=lambda: pb.Limit(duration=1, data=1))
+        began = trio.current_time()
+        for _ in range(10):
+            assert await carry(other, hidden, 1000) == relay.peer_id
+        assert trio.current_time() - began < 5
+        assert relay.nat.service.book.circuits == 1
+        with pytest.raises(RelayLimited, match="carries 1 bytes"):
+            await carry(other, hidden, LIMIT)
 
 
 async def test_what_is_too_large_goes_over_the_direct_connection_once_there_is_one(autojump_clock):

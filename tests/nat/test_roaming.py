@@ -42,7 +42,7 @@ async def test_peers_that_were_lost_with_the_network_are_met_again(autojump_cloc
         await moving.host.connect(other.maddrs[0])
         await call(moving, other)
         [old] = moving.host.connections(other.peer_id)
-        old.local_ip = "10.0.0.3"  # which this machine has not
+        old.local_ip = "203.0.113.77"  # which this machine has not
         journey = Journey(moving)
         nursery.start_soon(journey.roaming.run)
         stream = await other.host.open_stream(moving.peer_id, ECHO)
