@@ -6,6 +6,7 @@ quarter of an hour, and whoever waits for an answer waits as long.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
@@ -66,7 +67,7 @@ async def weed(connections: Sequence[MuxedConnection], own_ips: Collection[str])
         for connection in connections:
             if connection.relay is not None:
                 continue
-            if connection.local_ip is not None and connection.local_ip not in own_ips:
+            if connection.local_ip is not None and _is_lost(connection.local_ip, own_ips):
                 connection.give_up(f"{_CHANGED}: it has no address {connection.local_ip} any more")
             else:
                 nursery.start_soon(connection.survives, _PATIENCE, _CHANGED)
@@ -76,3 +77,9 @@ async def weed(connections: Sequence[MuxedConnection], own_ips: Collection[str])
             connection.give_up(f"{_CHANGED}, and with it went the connection to the relay")
     gone = [connection for connection in connections if connection.closed]
     return sorted(gone, key=lambda connection: -connection.used_at)
+
+
+def _is_lost(ip: str, own_ips: Collection[str]) -> bool:
+    """Whether an address that we had is not ours any more. All of 127/8 is, and link-local ones are not listed."""
+    address = ipaddress.ip_address(ip)
+    return ip not in own_ips and not (address.is_loopback or address.is_link_local)

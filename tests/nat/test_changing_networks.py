@@ -39,6 +39,8 @@ def test_a_node_that_is_carried_behind_another_nat_is_reached_there(
     assert client.ask("call_until", moving.peer_id, "direct", PATIENCE) < PATIENCE
     assert moving.ask("call_until", client.peer_id, "direct", PATIENCE) < PATIENCE
     assert moving.ask("relays") == [boot.peer_id]
+    stranger = start(lab.public("c"), initial_peers=boot.maddrs)
+    stranger.ask("connect", f"/p2p/{moving.peer_id}")
     visible = moving.ask("visible")
     assert any("p2p-circuit" in maddr for maddr in visible)
     assert not any("192.168.1." in maddr or home.public_ip in maddr for maddr in visible)
