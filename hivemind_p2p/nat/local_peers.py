@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 SERVICE: Final = "_p2p._udp.local."
 _PORT: Final = 4001  # of the SRV record, which nobody reads: addresses say their ports themselves
+_TXT: Final = 16  # a type of records
+_INTERNET: Final = 1  # their class
+_MOST_TEXTS: Final = 16
 _ANSWER: Final = 1000
 """Milliseconds to wait for the record of a peer that only said its name."""
 _LOOK_AROUND: Final = 30.0
@@ -90,12 +93,11 @@ class LocalPeers(Background):
 
             if name == own_name or state_change is ServiceStateChange.Removed:
                 return
-            info = ServiceInfo(service_type, name)
-            info.load_from_cache(zeroconf)
-            if not info.text:
-                info.request(zeroconf, _ANSWER)
+            if not (text := _texts(zeroconf, name)):
+                ServiceInfo(service_type, name).request(zeroconf, _ANSWER)
+                text = _texts(zeroconf, name)
             with suppress(trio.RunFinishedError):
-                token.run_sync_soon(self._heard, info.text or b"")
+                token.run_sync_soon(self._heard, text)
 
         def begin() -> None:
             from zeroconf import IPVersion, ServiceBrowser, ServiceInfo, Zeroconf
@@ -150,6 +152,12 @@ class LocalPeers(Background):
 
     def __repr__(self) -> str:
         return f"<LocalPeers at {', '.join(self._ips) or 'nothing'}, {len(self._told)} heard of>"
+
+
+def _texts(zeroconf: Zeroconf, name: str) -> bytes:
+    """The TXT records of a peer, one behind the other: js-libp2p sends one for each of its addresses."""
+    records = zeroconf.cache.get_all_by_details(name, _TXT, _INTERNET)
+    return b"".join(getattr(each, "text", b"") for each in records[:_MOST_TEXTS])
 
 
 def speaking_ips(listening: Sequence[Multiaddr]) -> list[str]:

@@ -151,6 +151,21 @@ async def test_we_prove_to_js_that_it_is_reached(lab: Lab, bootstrap: Callable[.
         await theirs.do("untilVerified", maddr=listen)
 
 
+# In one network
+
+
+@pytest.mark.parametrize("we_were_first", [True, False])
+async def test_js_and_we_find_each_other_by_mdns(lab: Lab, start: Callable[..., Peer], we_were_first: bool):
+    here, there = lab.site("a", "port-restricted", hosts=2).hosts
+    settings = {"nat.mdns": True}
+    early = start(here, host_maddrs=LISTEN, settings=settings) if we_were_first else None
+    with js_in(there, mdns=True) as theirs:
+        ours = early or start(here, host_maddrs=LISTEN, settings=settings)
+        assert await ask(ours, "until_connected", theirs.peer_id.base58, 20.0) == "direct"
+        await theirs.do("untilFound", peer=ours.peer_id)
+        assert await theirs.do("echo", peer=ours.peer_id, size=1000)
+
+
 # From relayed to direct
 
 

@@ -10,6 +10,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+import pytest
+
 from tests.nat.lab.lab import Lab
 from tests.nat.lab.namespaces import Host, in_netns
 from tests.nat.lab.peers import Peer
@@ -64,15 +66,18 @@ def test_it_answers_as_the_specification_says(lab: Lab, start: Callable[..., Pee
     assert bytes([len(expected)]) + expected in data  # one string of a TXT record
 
 
-def test_it_hears_what_others_answer(lab: Lab, start: Callable[..., Peer]):
-    """The least that the specification asks for: the service leads to a peer's name, and that to its TXT record."""
+@pytest.mark.parametrize("addresses", [["{ip}"], ["{ip}", "127.0.0.1"], ["127.0.0.1", "{ip}", "10.1.2.3"]], ids=len)
+def test_it_hears_what_others_answer(lab: Lab, start: Callable[..., Peer], addresses: list[str]):
+    """The least that the specification asks for: the service leads to a peer's name, and that to its TXT record; or to
+    one for each of its addresses, as js-libp2p has it."""
     site = lab.site("home", "port-restricted", hosts=2)
     stranger = site.hosts[1]
     with stranger.socket(socket.SOCK_STREAM, 4001, timeout=30) as listener, speaking(stranger) as sock:
         listener.listen()
         start(site.hosts[0], settings=MDNS)
         peer_id = "12D3KooWSzyjKBkg2TrVkdoZqcPZXxPrZpF1xwMBmdPAdaB7yZRs"
-        sock.sendto(answer(f"dnsaddr=/ip4/{stranger.ip}/tcp/4001/p2p/{peer_id}".encode()), GROUP)
+        ips = [each.format(ip=stranger.ip) for each in addresses]
+        sock.sendto(answer(*(f"dnsaddr=/ip4/{ip}/tcp/4001/p2p/{peer_id}".encode() for ip in ips)), GROUP)
         connection, (caller, _) = listener.accept()
         connection.close()
         assert caller == site.hosts[0].ip
@@ -95,7 +100,7 @@ def speaking(host: Host):
         yield sock
 
 
-def answer(text: bytes) -> bytes:
+def answer(*texts: bytes) -> bytes:
     """PTR and TXT as one response."""
     label = b"k4x0v7qzmnbw2d9s"
     name = bytes([len(label)]) + label + SERVICE
@@ -104,7 +109,7 @@ def answer(text: bytes) -> bytes:
         return owner + struct.pack("!HHIH", kind, 1, 120, len(data)) + data
 
     return (
-        struct.pack("!6H", 0, 0x8400, 0, 1, 0, 1)
+        struct.pack("!6H", 0, 0x8400, 0, 1, 0, len(texts))
         + resource(SERVICE, 12, name)
-        + resource(name, 16, bytes([len(text)]) + text)
+        + b"".join(resource(name, 16, bytes([len(text)]) + text) for text in texts)
     )

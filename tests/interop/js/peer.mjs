@@ -69,7 +69,7 @@ async function sumOf (stream) {
   return hash.digest('hex')
 }
 
-const found = []
+const found = [] // in the same network
 node.addEventListener('peer:discovery', event => found.push(event.detail.id.toString()))
 
 let waiting = Promise.withResolvers()
@@ -160,7 +160,9 @@ const commands = {
     return how
   },
 
-  found: async () => found,
+  untilFound: async ({ peer }) => {
+    while (!found.includes(peer)) await setTimeout(20)
+  },
 
   // those of its addresses that it knows others to reach
   verified: async () => verified(),
