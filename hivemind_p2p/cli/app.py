@@ -18,7 +18,7 @@ from hivemind_p2p.cli.server import server
 from hivemind_p2p.errors import HivemindError
 
 PROGRAM = "hivemind-p2p"
-LISTS = frozenset({"--initial-peers", "--host-maddrs", "--announce-maddrs", "--expert-uids"})
+LISTS = frozenset({"--initial-peers", "--host-maddrs", "--announce-maddrs", "--expert-uids", "--device"})
 """Options that take any number of values: ``--expert-uids ffn.0 ffn.1``."""
 
 app = typer.Typer(

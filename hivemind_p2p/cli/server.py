@@ -56,9 +56,14 @@ def server(
         float | None,
         _option("Seconds that a smaller batch waits for that many.", default=f"{_DEFAULTS.batch_wait_timeout_s:g}"),
     ] = None,
-    device: Annotated[str | None, _option("cpu, cuda, cuda:1, ...", default="cuda where there is one")] = None,
+    device: Annotated[
+        list[str] | None,
+        _option(
+            "cpu, cuda, cuda:1, ...; several share the experts.", default="cuda where there is one", metavar="DEVICE..."
+        ),
+    ] = None,
     optimizer: Annotated[str | None, _option("adam, sgd or none.", default=_DEFAULTS.optimizer)] = None,
-    lr: Annotated[float | None, _option("Learning rate.", default=_DEFAULTS.lr)] = None,
+    lr: Annotated[float | None, _option("Learning rate.", default="1e-3 for adam, 1e-2 for sgd")] = None,
     clip_grad_norm: Annotated[
         float | None, _option("Largest norm of an expert's gradient.", default="no limit")
     ] = None,

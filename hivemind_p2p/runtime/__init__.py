@@ -1,6 +1,7 @@
 """Batches on a device: experts, the pools in which requests to them wait, and the Runtime that computes. No network."""
 
 from hivemind_p2p.runtime.checkpoints import Checkpoints
+from hivemind_p2p.runtime.devices import computing, spread
 from hivemind_p2p.runtime.expert_backend import ExpertBackend
 from hivemind_p2p.runtime.pool import PoolStats, TaskPool
 from hivemind_p2p.runtime.runtime import Runtime
@@ -16,4 +17,6 @@ __all__ = [
     "Runtime",
     "Schema",
     "TaskPool",
+    "computing",
+    "spread",
 ]

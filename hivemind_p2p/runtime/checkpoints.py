@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import re
+import weakref
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
@@ -21,10 +22,16 @@ from hivemind_p2p.runtime.expert_backend import ExpertBackend
 from hivemind_p2p.runtime.state import ExpertState
 from hivemind_p2p.wire.expert_uid import is_valid_uid
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 _NAME: Final = re.compile(r"checkpoint_([0-9]{8,18})\.safetensors")
 _HIDDEN: Final = ".checkpoint_*.tmp"
+_LOCK: Final = ".lock"
 
 
 class Checkpoints:
@@ -42,10 +49,41 @@ class Checkpoints:
         if kept < 1:
             raise CheckpointError(f"of each expert at least one checkpoint must be kept, not {kept}")
         self.directory, self.kept = Path(directory), kept
+        self._lock: weakref.finalize[..., Checkpoints] | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"checkpoints cannot lie in {directory}: {error}; name another directory") from error
+
+    def lock(self) -> None:
+        """Keep others out until :meth:`unlock`, or until this process ends.
+
+        Raises:
+            CheckpointError: another server has it.
+        """
+        if fcntl is None or self._lock is not None:
+            return
+        path = self.directory / _LOCK
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise CheckpointError(f"checkpoints cannot be written to {self.directory}: {error}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise CheckpointError(
+                f"another server saves its experts in {self.directory}; give each server a directory of its own"
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            logger.warning("%s cannot be locked (%s); take care that no other server uses it", path, error)
+        self._lock = weakref.finalize(self, os.close, descriptor)  # which gives the lock back, however we end
+
+    def unlock(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            self._lock()
+            self._lock = None
 
     def uids(self) -> list[str]:
         """The experts of whom there is a checkpoint."""

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import outcome
 import torch
@@ -19,6 +19,9 @@ from hivemind_p2p.runtime.memory import Tensors
 from hivemind_p2p.runtime.schema import Schema
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+Job = Callable[[bool], None]
+"""Something else than a batch; called with False if the device thread does not come to it."""
 
 _CHECKED_AT_ONCE: Final = 2**20
 """Bytes whose reading (a fraction of a millisecond) is not worth a thread."""
@@ -91,6 +94,7 @@ class Desk(Protocol):
     def now(self) -> float: ...
     def put(self, pool: TaskPool, task: Task) -> None: ...
     def withdraw(self, pool: TaskPool, task: Task) -> None: ...
+    def put_job(self, job: Job) -> None: ...
 
 
 class TaskPool:
@@ -185,6 +189,28 @@ class TaskPool:
 
         answer: Tensors = await trio.lowlevel.wait_task_rescheduled(give_up)
         return answer
+
+    async def between_batches(self, sync_fn: Callable[[], _T]) -> _T:
+        """``sync_fn()`` on the device thread, as soon as the batch under way is done: so it sees no half-made step.
+
+        Raises:
+            NodeClosed: the Runtime is not running, or is shut down before it comes to it.
+        """
+        if self.desk is None:
+            raise NodeClosed(f"no Runtime serves {self.name}; enter `async with Runtime(...)` around its use")
+        done, token = trio.Event(), trio.lowlevel.current_trio_token()
+        result: outcome.Value[_T] | outcome.Error = outcome.Error(NodeClosed("the Runtime was shut down before"))
+
+        def job(run: bool) -> None:
+            nonlocal result
+            if run:
+                result = outcome.capture(sync_fn)
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        self.desk.put_job(job)
+        await done.wait()
+        return result.unwrap()
 
     @property
     def due(self) -> float:

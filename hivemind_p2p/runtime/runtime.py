@@ -10,14 +10,13 @@ A request's way through two threads::
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import outcome
 import torch
@@ -27,13 +26,9 @@ from hivemind_p2p.errors import AnomalyDetected, ConfigError, ExpertError, Exper
 from hivemind_p2p.runtime.batching import next_pool
 from hivemind_p2p.runtime.expert_backend import ExpertBackend
 from hivemind_p2p.runtime.memory import gather, scatter
-from hivemind_p2p.runtime.pool import Abandoned, Answer, Task, TaskPool, answer
+from hivemind_p2p.runtime.pool import Abandoned, Answer, Job, Task, TaskPool, answer
 
 logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
-_Job = Callable[[bool], None]
-"""Something else than a batch; called with False if the device thread does not come to it."""
 
 
 class Runtime:
@@ -102,26 +97,6 @@ class Runtime:
         if self._thread.is_alive():
             logger.warning("%r left a batch behind that takes longer than %g s", self, self.shutdown_timeout)
             _refuse(self._under_way)
-
-    async def between_batches(self, sync_fn: Callable[[], _T]) -> _T:
-        """``sync_fn()`` on the device thread, as soon as the batch under way is done: so it sees no half-made step.
-
-        Raises:
-            NodeClosed: the Runtime is shut down before it comes to it.
-        """
-        done, token = trio.Event(), trio.lowlevel.current_trio_token()
-        result: outcome.Value[_T] | outcome.Error = outcome.Error(NodeClosed("the Runtime was shut down before"))
-
-        def job(run: bool) -> None:
-            nonlocal result
-            if run:
-                result = outcome.capture(sync_fn)
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(done.set)
-
-        self._desk.put_job(job)
-        await done.wait()
-        return result.unwrap()
 
     def __enter__(self) -> Self:
         self.start()
@@ -224,7 +199,7 @@ class _Desk:
         self.now = clock
         self._changed = threading.Condition(threading.Lock())
         self._busy: dict[TaskPool, None] = {}
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[Job] = deque()
         self._closed = False
 
     def put(self, pool: TaskPool, task: Task) -> None:
@@ -240,7 +215,7 @@ class _Desk:
             if pool.queue.discard(task) and not pool.queue:
                 self._busy.pop(pool, None)
 
-    def put_job(self, job: _Job) -> None:
+    def put_job(self, job: Job) -> None:
         with self._changed:
             if not self._closed:
                 self._jobs.append(job)
@@ -248,7 +223,7 @@ class _Desk:
                 return
         job(False)
 
-    def next_batch(self) -> tuple[TaskPool, list[Task]] | _Job | None:
+    def next_batch(self) -> tuple[TaskPool, list[Task]] | Job | None:
         """The next job, or batch as soon as one is due; None once the desk is closed."""
         with self._changed:
             while not self._closed:

@@ -12,7 +12,7 @@ import trio
 
 from hivemind_p2p.errors import ConfigError, HivemindError, RPCError
 from hivemind_p2p.node import Node
-from hivemind_p2p.runtime import ExpertBackend, Runtime
+from hivemind_p2p.runtime import ExpertBackend, Runtime, computing
 from hivemind_p2p.server.declare import declaration, store_records, withdraw_experts
 from hivemind_p2p.server.handler import ConnectionHandler
 from hivemind_p2p.server.replication import StateService, take_over
@@ -33,22 +33,23 @@ async def hosting(
     experts: Mapping[str, ExpertBackend],
     handler: ConnectionHandler,
     *,
-    device: torch.device | None,
+    devices: Sequence[torch.device],
     update_period: float,
     expiration: float,
     saver: Saver | None = None,
     replicate: bool = False,
-) -> AsyncIterator[Runtime]:
+) -> AsyncIterator[tuple[Runtime, ...]]:
     """Serve experts while inside; declared before this is entered, unless the DHT fails.
 
     On leaving: withdraw them while still answering, refuse new requests, let those under way finish, save, stop.
 
     Args:
+        devices: that share the experts; none: each computes where it is.
         saver: of their checkpoints.
         replicate: take over the states of living replicas first.
 
     Raises (on entering):
-        ConfigError: the node hosts a server already, or the device cannot be used.
+        ConfigError: the node hosts a server already, or a device cannot be used.
         CheckpointError: nothing can be saved.
     """
     if replicate:
@@ -59,10 +60,10 @@ async def hosting(
         size = sum(parameter.numel() for parameter in module.parameters())
         logger.info("hosting %s: %s, %d parameters", uid, type(module).__name__, size)
     rpc = node.rpc  # the node may be gone before we are
-    async with Runtime(experts, device=device) as runtime:
-        states = StateService(experts, runtime)
+    async with computing(experts, devices) as runtimes:
+        states = StateService(experts)
         if saver is not None:
-            await saver.save(runtime)
+            await saver.save()
         try:
             handler.register(rpc)
             states.register(rpc)
@@ -76,8 +77,8 @@ async def hosting(
                 await declare(node, experts, expiration)
                 nursery.start_soon(_keep_declared, node, experts, update_period, expiration)
                 if saver is not None:
-                    nursery.start_soon(saver.keep_saving, runtime)
-                yield runtime
+                    nursery.start_soon(saver.keep_saving)
+                yield runtimes
                 nursery.cancel_scope.cancel()
         finally:
             logger.info("stopping: withdrawing %d experts", len(uids))
@@ -93,7 +94,7 @@ async def hosting(
                     handler.unregister(rpc)
                     states.unregister(rpc)
                     if saver is not None:
-                        await saver.save_at_last(runtime)
+                        await saver.save_at_last()
 
 
 async def _keep_declared(

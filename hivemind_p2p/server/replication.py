@@ -17,7 +17,7 @@ import trio
 from hivemind_p2p.errors import ExpertNotFound, HivemindError, MessageTooLarge, Overloaded
 from hivemind_p2p.node import Node
 from hivemind_p2p.rpc import RPC, CallContext
-from hivemind_p2p.runtime import ExpertBackend, ExpertState, Runtime
+from hivemind_p2p.runtime import ExpertBackend, ExpertState
 from hivemind_p2p.wire import runtime_pb2
 from hivemind_p2p.wire.expert_uid import replicas_key
 from hivemind_p2p.wire.peer_id import PeerID
@@ -40,12 +40,11 @@ class StateService:
     """Sends the states of some experts to whoever asks.
 
     Args:
-        experts: by uid.
-        runtime: that computes them.
+        experts: by uid; a Runtime serves them.
     """
 
-    def __init__(self, experts: Mapping[str, ExpertBackend], runtime: Runtime) -> None:
-        self._experts, self._runtime = experts, runtime
+    def __init__(self, experts: Mapping[str, ExpertBackend]) -> None:
+        self._experts = experts
         self._sending = 0
 
     def register(self, rpc: RPC) -> None:
@@ -68,7 +67,7 @@ class StateService:
             raise Overloaded(f"{self._sending} states are being sent already; try again later, or another replica")
         self._sending += 1
         try:
-            state = await self._runtime.between_batches(partial(ExpertState.of, expert))
+            state = await expert.forward_pool.between_batches(partial(ExpertState.of, expert))
             data = await trio.to_thread.run_sync(state.to_bytes, expert.name)
             del state
             logger.info("sending expert %s (%d bytes) to %s", expert.name, len(data), context.peer_id)

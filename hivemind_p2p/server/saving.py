@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from hivemind_p2p.errors import CheckpointError, NodeClosed
-from hivemind_p2p.runtime import Checkpoints, ExpertBackend, ExpertState, Runtime
+from hivemind_p2p.runtime import Checkpoints, ExpertBackend, ExpertState
 
 LAST_SAVE_TIMEOUT: Final = 30.0
 """Seconds that saving may take when the server stops."""
@@ -36,14 +36,15 @@ class Saver:
         """Make the experts what their checkpoints say; those without one stay as they are. Before they compute. Blocks.
 
         Raises:
-            CheckpointError: one has checkpoints, of which none can be used.
+            CheckpointError: one has checkpoints, of which none can be used; or another server saves there.
         """
+        self.checkpoints.lock()
         self.checkpoints.clean_up()
         for uid, expert in self._experts.items():
             if self.checkpoints.load(expert) is not None:
                 self._saved[uid] = expert.update_count
 
-    async def save(self, runtime: Runtime) -> None:
+    async def save(self) -> None:
         """Save those that have learned since the last time, and those that never were saved.
 
         Raises:
@@ -52,27 +53,29 @@ class Saver:
         for uid, expert in self._experts.items():
             if self._saved.get(uid) == expert.update_count:
                 continue
-            state = await runtime.between_batches(partial(ExpertState.of, expert))
+            state = await expert.forward_pool.between_batches(partial(ExpertState.of, expert))
             await trio.to_thread.run_sync(self.checkpoints.save, uid, state)
             self._saved[uid] = state.update_count
             logger.debug("saved expert %s after %d updates", uid, state.update_count)
 
-    async def keep_saving(self, runtime: Runtime) -> None:
+    async def keep_saving(self) -> None:
         """Save every ``period`` seconds."""
         while True:
             await trio.sleep(self.period)
             try:
-                await self.save(runtime)
+                await self.save()
             except Exception:  # the boundary of a background loop
                 logger.exception("experts could not be saved; trying again in %g s", self.period)
 
-    async def save_at_last(self, runtime: Runtime) -> None:
+    async def save_at_last(self) -> None:
         """Save what there is to save, in bounded time; what goes wrong is logged."""
         try:
             with trio.fail_after(LAST_SAVE_TIMEOUT):
-                await self.save(runtime)
+                await self.save()
         except (CheckpointError, NodeClosed, trio.TooSlowError) as error:
             logger.error("stopping without having saved all experts: %s", error or "it took too long")
+        finally:
+            self.checkpoints.unlock()
 
     def __repr__(self) -> str:
         return f"<Saver of {len(self._experts)} experts every {self.period:g} s: {self.checkpoints!r}>"

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import torch
 from multiaddr import Multiaddr
@@ -33,6 +33,7 @@ from hivemind_p2p.wire.expert_uid import check_uid
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
+Devices: TypeAlias = "torch.device | str | Sequence[torch.device | str] | None"
 
 _UNSET: Final[Any] = object()
 _WITHOUT_MEANING: Final = {
@@ -60,7 +61,8 @@ class Server:
         experts: by uid.
         update_period: seconds between two declarations.
         expiration: seconds that a declaration lasts. Default: twice ``update_period``.
-        device: where all experts compute. None: where each module is.
+        device: where experts compute; several, ``["cuda:0", "cuda:1"]``, share them and have a thread each. None: where
+            each module is.
         start: start now and wait until it is ready.
         max_request_bytes: the largest request, all its tensors together as they travel.
         max_pending_bytes: the most bytes of requests that are being received or wait to be computed; beyond it they
@@ -88,7 +90,7 @@ class Server:
         *,
         update_period: float = 30.0,
         expiration: float | None = None,
-        device: torch.device | str | None = None,
+        device: Devices = None,
         start: bool = False,
         max_request_bytes: int = HostingSettings.max_request_bytes,
         max_pending_bytes: int = HostingSettings.max_pending_bytes,
@@ -108,7 +110,7 @@ class Server:
             )
         self.update_period = update_period
         self.expiration = 2 * update_period if expiration is None else expiration
-        self.device = None if device is None else _device(device)
+        self.devices = _devices(device)
         self.ready = threading.Event()
         self._handler = ConnectionHandler(
             self.experts, max_request_bytes=max_request_bytes, max_pending_bytes=max_pending_bytes
@@ -119,7 +121,7 @@ class Server:
             self._saver = Saver(checkpoints, self.experts, period=checkpoint_period)
             self._saver.load()
         self._owns_dht = False
-        self._held: Held[Runtime] | None = None
+        self._held: Held[tuple[Runtime, ...]] | None = None
         if start:
             self.run_in_background()
 
@@ -142,6 +144,7 @@ class Server:
         clip_grad_norm: float | None = None,
         gradient_accumulation_steps: int = 1,
         delayed_step: bool = False,
+        undo_exploded_steps: bool = True,
         detect_anomalies: bool = True,
         autocast: bool = False,
         compile: bool | Mapping[str, Any] = False,  # noqa: A002  # torch's word
@@ -149,7 +152,7 @@ class Server:
         max_batch_size: int = 4096,
         batch_wait_timeout_s: float = HostingSettings.batch_wait_timeout_s,
         max_queue_tasks: int = HostingSettings.max_queue_tasks,
-        device: torch.device | str | None = None,
+        device: Devices = None,
         compression: int | str = "NONE",
         custom_module_path: str | Path | None = None,
         update_period: float = 30.0,
@@ -176,13 +179,13 @@ class Server:
             optim_cls: instead of them: makes an optimizer of parameters, as hivemind has it. None: no learning.
             scheduler: ``none``, or ``linear`` with ``num_warmup_steps`` and ``num_training_steps``.
             clip_grad_norm: the largest norm of an expert's gradient; a larger one is scaled down.
-            gradient_accumulation_steps, delayed_step, detect_anomalies, autocast, compile: see
+            gradient_accumulation_steps, delayed_step, undo_exploded_steps, detect_anomalies, autocast, compile: see
                 :class:`~hivemind_p2p.runtime.ExpertBackend`.
             min_batch_size: rows that a batch waits for.
             max_batch_size: rows that a batch never exceeds; a larger request runs in pieces.
             batch_wait_timeout_s: seconds that a batch of less than ``min_batch_size`` rows waits for more.
             max_queue_tasks: requests that may wait for an expert in each direction; more are refused.
-            device: where experts compute. Default: ``cuda`` where there is one, else ``cpu``.
+            device: where experts compute; see :class:`Server`. Default: ``cuda`` where there is one, else ``cpu``.
             compression: of all inputs, outputs and gradients that are floats: ``"FLOAT16"``, or a number of
                 ``CompressionType``.
             custom_module_path: a Python file that registers expert classes, run first.
@@ -231,6 +234,7 @@ class Server:
             clip_grad_norm=clip_grad_norm,
             gradient_accumulation_steps=gradient_accumulation_steps,
             delayed_step=delayed_step,
+            undo_exploded_steps=undo_exploded_steps,
             detect_anomalies=detect_anomalies,
             autocast=autocast,
             compile=compile,
@@ -239,7 +243,7 @@ class Server:
             batch_wait_timeout_s=batch_wait_timeout_s,
             max_queue_tasks=max_queue_tasks,
         )
-        device = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        devices = _devices(device) or _devices("cuda" if torch.cuda.is_available() else "cpu")
         count = num_experts or 1
         grid = None if wanted.expert_uids else grid_for(count, expert_pattern or f"{expert_cls}.[0:4096]")
         own_dht = DHT(start=True, **dht_options) if dht is None else None
@@ -253,7 +257,7 @@ class Server:
                 {uid: recipe.backend(uid) for uid in uids},
                 update_period=update_period,
                 expiration=expiration,
-                device=device,
+                device=devices,
                 max_request_bytes=max_request_bytes,
                 max_pending_bytes=max_pending_bytes,
                 checkpoint_dir=checkpoint_dir,
@@ -287,20 +291,20 @@ class Server:
             self._held.value(timeout)
 
     @asynccontextmanager
-    async def _host(self) -> AsyncIterator[Runtime]:
+    async def _host(self) -> AsyncIterator[tuple[Runtime, ...]]:
         async with hosting(
             self.dht.node,  # and with self, the DHT stays as long as this runs, whoever forgets it
             self.experts,
             self._handler,
-            device=self.device,
+            devices=self.devices,
             update_period=self.update_period,
             expiration=self.expiration,
             saver=self._saver,
             replicate=self._replicate,
-        ) as runtime:
+        ) as runtimes:
             self.ready.set()
             try:
-                yield runtime
+                yield runtimes
             finally:
                 self.ready.clear()
 
@@ -337,12 +341,20 @@ class Server:
         return f"<Server of {len(self.experts)} experts, {state}: {self._handler!r} on {self.dht!r}>"
 
 
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"device {device} cannot be used: {reason}; say cpu, cuda or cuda:1") from None
+def _devices(given: Devices) -> tuple[torch.device, ...]:
+    if given is None:
+        return ()
+    devices: list[torch.device] = []
+    for each in (given,) if isinstance(given, torch.device | str) else given:
+        try:
+            device = torch.device(each)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"device {each} cannot be used: {reason}; say cpu, cuda or cuda:1") from None
+        if device in devices:
+            raise ConfigError(f"device {each} is given twice; one thread computes on it, name it once")
+        devices.append(device)
+    return tuple(devices)
 
 
 @contextmanager

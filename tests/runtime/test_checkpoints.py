@@ -161,3 +161,28 @@ def test_killed_at_any_moment_a_restart_has_the_last_complete_one(keeper, tmp_pa
             acknowledged = int(said.split()[1])
         check_what_is_there(tmp_path, acknowledged)
     assert acknowledged >= 10
+
+
+def test_two_servers_do_not_write_to_one_directory(tmp_path):
+    first, second = Checkpoints(tmp_path), Checkpoints(tmp_path)
+    first.lock()
+    first.lock()
+    with pytest.raises(CheckpointError, match="another server saves its experts in"):
+        second.lock()
+    assert second.uids() == []
+    first.unlock()
+    second.lock()
+
+
+def test_who_is_killed_locks_nobody_out(tmp_path):
+    program = (
+        "import sys; from hivemind_p2p.runtime import Checkpoints; c = Checkpoints(sys.argv[1]); c.lock(); print()"
+    )
+    command = [sys.executable, "-c", f"{program}; print(flush=True); sys.stdin.read()", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "\n"
+        with pytest.raises(CheckpointError, match="give each server a directory of its own"):
+            Checkpoints(tmp_path).lock()
+        other.kill()
+        other.wait()
+        Checkpoints(tmp_path).lock()

@@ -55,8 +55,8 @@ def test_a_new_replica_begins_with_what_the_living_ones_have_learned(tmp_path):
 @asynccontextmanager
 async def serving(pair, experts):
     caller, callee = pair
-    async with Runtime(experts) as runtime:
-        service = StateService(experts, runtime)
+    async with Runtime(experts):
+        service = StateService(experts)
         service.register(callee)
         yield caller, callee.network.peer_id
         service.unregister(callee)

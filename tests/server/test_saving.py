@@ -90,9 +90,9 @@ async def test_it_saves_again_and_again_what_has_learned(tmp_path, caplog):
     experts = {"ffn.0": expert, "ffn.1": idle}
     checkpoints = Watched(tmp_path, failures=1)
     saver = Saver(checkpoints, experts, period=1e-3)
-    async with Runtime(experts) as runtime, trio.open_nursery() as nursery:
+    async with Runtime(experts), trio.open_nursery() as nursery:
         tried = checkpoints.tried
-        nursery.start_soon(saver.keep_saving, runtime)
+        nursery.start_soon(saver.keep_saving)
         with trio.fail_after(30):
             await tried.wait()
             while not all(map(checkpoints.of, experts)):
@@ -116,20 +116,20 @@ async def test_a_device_that_never_ends_does_not_keep_a_server_from_stopping(tmp
     gate = Gate()
     experts = {"test.0": backend_of(gate)}
     saver = Saver(Checkpoints(tmp_path), experts, period=1)
-    async with trio.open_nursery() as nursery, Runtime(experts, shutdown_timeout=0.01) as runtime:
+    async with trio.open_nursery() as nursery, Runtime(experts, shutdown_timeout=0.01):
         gate.shut = True
         nursery.start_soon(experts["test.0"].forward_pool.submit, torch.zeros(1, 2))
         await trio.to_thread.run_sync(gate.entered.acquire, True, 30)
         nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
-            await saver.save_at_last(runtime)
+            await saver.save_at_last()
     gate.may_go.release()
     assert "stopping without having saved all experts" in caplog.text
 
 
 async def test_a_runtime_that_is_shut_down_saves_nothing(tmp_path, caplog):
     experts = {"ffn.0": ffn_backend()}
-    async with Runtime(experts) as runtime:
+    async with Runtime(experts):
         pass
-    await Saver(Checkpoints(tmp_path), experts, period=1).save_at_last(runtime)
-    assert "the Runtime was shut down" in caplog.text
+    await Saver(Checkpoints(tmp_path), experts, period=1).save_at_last()
+    assert "no Runtime serves ffn.0" in caplog.text

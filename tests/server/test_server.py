@@ -56,6 +56,14 @@ def served_by(dht, uid):
     return found and found.value
 
 
+def test_several_devices_share_the_experts(first, joining):
+    with Server.create(num_experts=3, device=["cpu:0", "cpu:1"], **joining) as server:
+        assert sorted(len(runtime.backends) for runtime in server._held.value()) == [1, 2]
+        for uid, expert in server.experts.items():
+            [outputs] = ask(first, server, "unary", "forward", uid, X)
+            assert torch.equal(outputs, expert.module(X))
+
+
 def test_experts_are_declared_answer_and_learn(first, joining):
     with Server.create(expert_uids=["ffn.0.0", "ffn.0.1"], **joining) as server:
         assert server.ready.is_set()
@@ -168,6 +176,7 @@ def test_optimizers_as_hivemind_takes_them(first, joining):
         ({"optimizer": "none", "clip_grad_norm": 1.0}, ConfigError, "no optimizer"),
         ({"compression": "zip"}, ConfigError, "compression = 'zip' is not one of"),
         ({"device": "cuda:99"}, ConfigError, "device cuda:99 cannot be used"),
+        ({"device": ["cpu", "cpu"]}, ConfigError, "device cpu is given twice"),
         ({"num_handlers": 4}, ConfigError, "one thread answers all requests"),
         ({"checkpoint_dir": __file__}, CheckpointError, "name another directory"),
         ({"checkpoints_kept": 0}, ConfigError, "checkpoints_kept = 0 must be above 0"),
