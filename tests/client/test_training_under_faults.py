@@ -1,4 +1,7 @@
-"""One training run over servers that lie, refuse, hang, die and come back: it learns what an undisturbed one learns."""
+"""One training run over servers that lie, refuse, hang, die and come back: it learns what an undisturbed one learns.
+
+What happens to the processes and links of real servers is in ``tests/nat/test_training_through_faults.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from torch import nn
 from hivemind_p2p import RemoteMixtureOfExperts
 from hivemind_p2p.client import latency
 from hivemind_p2p.client.contacts import client_stats, contacts_of
+from hivemind_p2p.compression import serialize_tensor
 from hivemind_p2p.errors import Overloaded
+from hivemind_p2p.wire.runtime_pb2 import Tensor
 from tests.client.peers import ExpertPeer, backend, hang
 
 HIDDEN, CLASSES, STEPS = 16, 5, 60
@@ -61,8 +66,29 @@ def train(dht, disturb: Callable[[int], None], after_step: Callable[[Classifier]
         return (model(x).argmax(1) == labels).float().mean().item()
 
 
-def lie_in(direction: str, lie: Callable[[torch.Tensor], torch.Tensor]):
+def lie_in(direction: str, lie: Callable[[torch.Tensor], torch.Tensor | Tensor]):
     return lambda uid, its, answer: [lie(answer[0])] if its == direction else answer
+
+
+class Stale:
+    """Answers in one direction with what it answered the last time."""
+
+    def __init__(self, direction: str) -> None:
+        self._direction = direction
+        self._last: dict[str, list[torch.Tensor]] = {}
+
+    def __call__(self, uid: str, direction: str, answer: list[torch.Tensor]) -> list[torch.Tensor]:
+        if direction != self._direction:
+            return answer
+        last, self._last[uid] = self._last.get(uid, answer), answer
+        return last
+
+
+def cut(answer: torch.Tensor) -> Tensor:
+    """The bytes end early."""
+    packed = serialize_tensor(answer)
+    packed.buffer = packed.buffer[:-4]
+    return packed
 
 
 async def refuse(uid: str, direction: str) -> None:
@@ -92,16 +118,26 @@ def test_it_learns_what_an_undisturbed_run_learns(serve, join, monkeypatch) -> N
     dht = join(bootstrap)
     troubles, dead = set[str](), list[ExpertPeer]()
 
+    lies = [
+        lie_in("forward", lambda answer: answer * torch.nan),
+        lie_in("backward", lambda answer: answer * torch.nan),
+        lie_in("forward", lambda answer: answer[:, :3]),
+        lie_in("backward", lambda answer: answer[:, :3]),
+        lie_in("forward", lambda answer: answer[:-1]),
+        lie_in("backward", lambda answer: answer[:-1]),
+        lie_in("forward", cut),
+        lie_in("backward", cut),
+        Stale("forward"),
+        Stale("backward"),
+    ]
+
     def disturb(step: int) -> None:
         one, two = peers
         one.tamper = two.tamper = one.before = two.before = None
         contacts_of(dht).failures.__init__(contacts_of(dht).failures._clock)  # ask them again, so that it hurts again
-        if 5 <= step < 12:
-            one.tamper = lie_in("forward", lambda answer: answer * torch.nan)
-        elif 12 <= step < 19:
-            one.tamper = lie_in("backward", lambda answer: answer[:, :3])
-        elif 19 <= step < 25:
-            two.tamper = lie_in("forward", lambda answer: answer[:-1])
+        if 3 <= step < 23:
+            liar = one if step < 14 else two
+            liar.tamper = lies[(step - 3) // 2]
         elif 25 <= step < 27:
             two.before = refuse
         elif 27 <= step < 29:
@@ -136,5 +172,5 @@ def test_it_learns_what_an_undisturbed_run_learns(serve, join, monkeypatch) -> N
         assert all(each.update_count <= peer.count("backward").get(uid, 0) for uid, each in peer.backends.items())
     assert undisturbed > 0.85
     assert disturbed > undisturbed - 0.05
-    assert {"answered", "late", "AnomalyDetected", "ProtocolViolation", "RemoteOverloaded"} <= troubles
+    assert {"answered", "late", "AnomalyDetected", "ProtocolViolation", "CodecError", "RemoteOverloaded"} <= troubles
     assert client_stats(dht).anomalies > 0

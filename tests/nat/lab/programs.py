@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -48,8 +49,13 @@ class Program:
         self.tell(**order)
         return self.answer()
 
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+    def pause(self) -> None:
+        """Stop it where it is, and wait until all of its threads stand still."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it without warning."""
