@@ -140,8 +140,10 @@ class RemoteExpert(nn.Module):
             at: the replica to ask first.
         """
         caller = Caller(self._dht.node, self._contacts, schema, find_more=True, compression=self.compression)
-        self._info, answer = await caller.call(at or self._info, direction, tensors, self._timeouts[direction])
-        return self._info, answer
+        by, answer = await caller.call(at or self._info, direction, tensors, self._timeouts[direction])
+        if by != self._info:  # to set an attribute of a module is not cheap
+            self._info = by
+        return by, answer
 
 
 class _OneExpert:

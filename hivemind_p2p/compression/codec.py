@@ -20,6 +20,7 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
     )
 }  # fmt: skip
 """By the name that travels."""
+DTYPE_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Codec(Protocol):

@@ -16,7 +16,7 @@ import torch
 from hivemind_p2p.compression.block_int8 import BlockInt8Codec
 from hivemind_p2p.compression.blockwise import BlockwiseCodec
 from hivemind_p2p.compression.codebook import CodebookCodec
-from hivemind_p2p.compression.codec import DTYPES, Codec, DecodesAhead
+from hivemind_p2p.compression.codec import DTYPE_NAMES, DTYPES, Codec, DecodesAhead
 from hivemind_p2p.compression.half import Float16, MeanStd16Bit
 from hivemind_p2p.compression.memory import SectionReader, memory_of
 from hivemind_p2p.compression.quantile import quantile_bins
@@ -97,8 +97,8 @@ class Header:
 
     def part(self, buffer: Buffer, chunks: int = 0) -> TensorMessage:
         """The same as :meth:`message`, whose buffer is not copied."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return TensorMessage(buffer, self.size, self.requires_grad, dtype, self.compression.value, chunks)
+        dtype, compression = DTYPE_NAMES[self.dtype], self.compression.value
+        return TensorMessage(buffer, self.size, self.requires_grad, dtype, compression, chunks)
 
     def message(self, buffer: bytes, chunks: int = 0) -> runtime_pb2.Tensor:
         """The message that carries the whole tensor, or the first of ``chunks`` parts of it."""
@@ -143,7 +143,7 @@ def encode_in_place(tensor: torch.Tensor, compression: int) -> tuple[Header, Buf
         and plain.is_contiguous()
         and plain.device.type == "cpu"
         and plain.layout == torch.strided
-        and plain.dtype in DTYPES.values()
+        and plain.dtype in DTYPE_NAMES
         and plain.dtype != torch.bfloat16
         and not (plain.is_conj() or plain.is_neg())
         and max(plain.shape, default=0) < 2**32

@@ -98,13 +98,16 @@ def test_calls_are_spread_and_a_backward_follows_its_forward(serve, join) -> Non
     one, two, dht, expert = two_replicas(serve, join, lr=0.1)
     contacts_of(dht).hedges = HedgeBudget(share=0, most=0)
     x = torch.randn(3, 4, requires_grad=True)
-    for _ in range(40):
+    made = fewest = 0
+    while fewest < 3:  # one that a busy machine made slow once is tried again after some tens of calls
+        assert made < 500
         expert(x).sum().backward()
+        made += 1
         assert one.count("forward") == one.count("backward")
-    assert min(one.count("forward")["ffn.0"], two.count("forward")["ffn.0"]) >= 3
-    assert client_stats(dht).calls == client_stats(dht).attempts == client_stats(dht).answered == 80
+        fewest = min(peer.count("forward").get("ffn.0", 0) for peer in (one, two))
+    assert client_stats(dht).calls == client_stats(dht).attempts == client_stats(dht).answered == 2 * made
     updates = [peer.backends["ffn.0"].update_count for peer in (one, two)]
-    assert sum(updates) == 40
+    assert sum(updates) == made
 
 
 def test_staleness_is_seen(serve, join) -> None:
