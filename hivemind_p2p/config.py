@@ -132,7 +132,8 @@ class NATSettings:
     autonat_interval: float = 900.0
     """How often peers are asked again; sooner when something about our addresses changes."""
     autonat_per_minute: int = 60
-    """Dial backs that we do for others in a minute; more are refused. A tenth of it for one of them."""
+    """Dial backs that we do for others in a minute; more are refused. A tenth for one of them; a fifth for dials
+    to other IPs than the one that a peer is seen at."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ from hivemind_p2p.config import NATSettings
 from hivemind_p2p.errors import StreamEnded, StreamError, StreamReset
 from hivemind_p2p.nat import messages
 from hivemind_p2p.nat.autonat import AUTONAT
-from hivemind_p2p.nat.dial_requests import DIAL_BACK, DIAL_REQUEST
+from hivemind_p2p.nat.dial_requests import DIAL_BACK, DIAL_REQUEST, _is_fresh
 from hivemind_p2p.nat.reachability import Verdict
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import autonat_v2_pb2 as pb
@@ -163,6 +164,16 @@ async def test_a_number_counts_only_on_a_connection_that_was_opened_for_it(autoj
 
     async with swarm() as net:
         assert verdict(await lying(net, serve)) is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("more", "fresh"),
+    [({}, True), ({"opened_at": 9.0}, False), ({"outbound": True}, False), ({"relay": "somebody"}, False)],
+    ids=["fresh", "old", "ours", "relayed"],
+)
+def test_only_what_a_peer_dialled_since_is_fresh(more, fresh):
+    connection = SimpleNamespace(**{"opened_at": 10.0, "outbound": False, "relay": None, **more})
+    assert _is_fresh(connection, since=10.0) is fresh
 
 
 async def test_a_number_counts_once_and_no_other_counts(autojump_clock):

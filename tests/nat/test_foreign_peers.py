@@ -120,7 +120,7 @@ async def test_js_proves_that_it_reaches_us_or_says_that_it_does_not(
     with js_in(host, autonat=True) as theirs:
         maddr = f"/ip4/{host.ip}/tcp/4001/p2p/{theirs.peer_id}"
         ours = start(site.host, host_maddrs=LISTEN, initial_peers=[maddr], dht=False)
-        tried = await ask(ours, "until_tried", f"/ip4/{site.public_ip}/tcp/4001", 20.0)
+        tried = await ask(ours, "until_tried", f"/ip4/{site.public_ip}/tcp/4001", 50.0)
         assert tried == [(theirs.peer_id.base58, reached, 2)]
         assert await theirs.do("echo", peer=ours.peer_id, size=1000), "its dial back took nothing from the connection"
 
@@ -138,7 +138,7 @@ async def test_js_reaches_us_at_another_ip_once_we_have_paid(lab: Lab, start: Ca
     with js_in(host, autonat=True) as theirs:
         maddr = f"/ip4/{host.ip}/tcp/4001/p2p/{theirs.peer_id}"
         ours = start(own, host_maddrs=LISTEN, announce_maddrs=[elsewhere], initial_peers=[maddr], dht=False)
-        assert await ask(ours, "until_tried", elsewhere, 20.0) == [(theirs.peer_id.base58, True, 2)]
+        assert await ask(ours, "until_tried", elsewhere, 50.0) == [(theirs.peer_id.base58, True, 2)]
 
 
 @pytest.mark.parametrize("at_another_ip", [False, True])
@@ -161,7 +161,7 @@ async def test_js_and_we_find_each_other_by_mdns(lab: Lab, start: Callable[..., 
     early = start(here, host_maddrs=LISTEN, settings=settings) if we_were_first else None
     with js_in(there, mdns=True) as theirs:
         ours = early or start(here, host_maddrs=LISTEN, settings=settings)
-        assert await ask(ours, "until_connected", theirs.peer_id.base58, 20.0) == "direct"
+        assert await ask(ours, "until_connected", theirs.peer_id.base58, 40.0) == "direct"
         await theirs.do("untilFound", peer=ours.peer_id)
         assert await theirs.do("echo", peer=ours.peer_id, size=1000)
 
