@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,8 @@ from hivemind_p2p.errors import ConfigError
 
 if TYPE_CHECKING:
     from multiaddr import Multiaddr
+
+    from hivemind_p2p.server import Server
 
 _DEFAULTS = HostingSettings()
 
@@ -136,6 +140,27 @@ async def host_experts(settings: Settings, *, as_json: bool) -> None:
     # Threads of OpenMP that wait for each other by spinning, which is its default, bring servers that share a machine's
     # cores to a halt: a batch of milliseconds takes seconds. It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    atexit.register(_leave_at_once)  # before others are, whose turn comes first then
+    try:
+        server = await _start(settings)
+    except trio.Cancelled:
+        raise
+    except BaseException:
+        atexit.unregister(_leave_at_once)
+        raise
+    atexit.unregister(_leave_at_once)
+    try:
+        ready = ready_as_json if as_json else ready_as_text
+        print(ready(server.dht.peer_id.base58, server.dht.get_visible_maddrs(), sorted(server.experts)), flush=True)
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(server.shutdown)
+
+
+async def _start(settings: Settings) -> Server:
+    import trio
+
     try:
         from hivemind_p2p.server import Server
     except ModuleNotFoundError as error:
@@ -146,19 +171,19 @@ async def host_experts(settings: Settings, *, as_json: bool) -> None:
             "(from a checkout: uv pip install '.[torch]'); in Docker, build the image without --build-arg EXTRAS="
         ) from None
 
-    hosting = settings.hosting
-    server = await trio.to_thread.run_sync(
-        lambda: Server.create(**options.node_options(settings), **asdict(hosting), start=True),
+    return await trio.to_thread.run_sync(
+        lambda: Server.create(**options.node_options(settings), **asdict(settings.hosting), start=True),
         # What has been started by then ends with the program. (mypy sees the older trio-stubs that libp2p brings.)
         abandon_on_cancel=True,  # type: ignore[call-arg]
     )
-    try:
-        ready = ready_as_json if as_json else ready_as_text
-        print(ready(server.dht.peer_id.base58, server.dht.get_visible_maddrs(), sorted(server.experts)), flush=True)
-        await trio.sleep_forever()
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(server.shutdown)
+
+
+def _leave_at_once() -> None:
+    """End the process without ending the interpreter, under which a thread that loads torch would abort with a core
+    dump. The last of all that is done at exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def ready_as_json(peer_id: str, maddrs: Sequence[Multiaddr], experts: Sequence[str]) -> str:

@@ -23,6 +23,15 @@ from tests.server.calls import Caller
 LISTEN = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0"]
 NOP = ["--expert-cls", "nop", "--hidden-dim", "8", "--optimizer", "none"]
 X = torch.ones(2, 8)
+SLOW = """
+import os, sys, threading
+class Watching:
+    def __del__(self):
+        os.write(1, b"the interpreter ended")
+sys.watching = Watching()
+print("loading", flush=True)
+threading.Event().wait()
+"""
 
 
 def test_two_servers_one_stopped_and_one_killed(start_node):
@@ -170,3 +179,15 @@ main(["server", "--host-maddrs", "/ip4/127.0.0.1/tcp/0"])
     assert done.returncode == 1
     assert "needs torch, which is not installed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_still_starting_stops_at_once(tmp_path):
+    """In the middle of loading what must not see the interpreter end, as torch's C++ must not: it would abort."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW)
+    command = [sys.executable, "-m", "hivemind_p2p", "server", "--custom-module-path", str(slow), "--no-mdns"]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+        assert (process.stdout.read(), process.stderr.read()) == ("", "")
