@@ -35,6 +35,8 @@ from hivemind_p2p.wire.tensor_descriptor import TensorDescriptor
 Direction: TypeAlias = Literal["forward", "backward"]
 INLINE_BYTES: Final = 2**18
 """Bytes of tensors up to which they are packed and unpacked between two turns of the network; more, in a thread."""
+COPIED_AT_ONCE: Final = 2**20
+"""Bytes that are only copied there: less than a thread costs."""
 AS_THE_EXPERT_SAYS: Final = Kinds()
 _T = TypeVar("_T")
 
@@ -152,6 +154,15 @@ class _Call:
         sent = sum(tensor.nbytes * (1 + (tensor.dtype is torch.bfloat16)) for tensor in self.tensors)
         return max(sent, self.answer_bytes)
 
+    @property
+    def _work(self) -> int:
+        """Bytes of what cannot be sent as it lies in memory."""
+        return sum(
+            tensor.nbytes
+            for tensor, kind in zip(self.tensors, self.compressions, strict=True)
+            if kind or tensor.dtype is torch.bfloat16 or not tensor.is_contiguous()
+        )
+
     def reports(self, inputs: int, notes: AnswerNotes) -> tuple[TensorReport, ...]:
         """What was compressed, there and back."""
         there: Iterable[TensorReport] = (
@@ -168,14 +179,15 @@ class _Call:
         return (*there, *back)
 
     async def unary(self) -> list[torch.Tensor]:
-        request = await beside_the_network(self.largest, self._pack)
+        request = await beside_the_network(self._work, self._pack)
         method = f"ConnectionHandler.rpc_{self.direction}"
         kind = ExpertMessage
         answer = await self.rpc.call(
             self.expert.peer_id, method, request, kind, timeout=self.timeout, carries=self.largest
         )
         self.notes, self.came = answer.metadata, [tensor.compression for tensor in answer.tensors]
-        return await beside_the_network(self.largest, self._unpack, answer)
+        copied_at_once = not any(self.came) and self.answer_bytes <= COPIED_AT_ONCE
+        return await beside_the_network(0 if copied_at_once else self.largest, self._unpack, answer)
 
     async def stream(self) -> list[torch.Tensor]:
         assembler = TensorAssembler(max_bytes=self.answer_bytes, max_tensors=self.answer_tensors)
