@@ -64,27 +64,25 @@ def swarm(system: str, peers: int, keys: int) -> dict[str, list[float]]:
 
 
 def simulate(arguments: argparse.Namespace) -> None:
-    """Sizes up to the one that was asked for, under the default conditions; then churn, at a middle size."""
+    """Churn, at a middle size; then sizes up to the one that was asked for, under the default conditions."""
     sizes = [size for size in (100, 300, 1000, 3000, 10_000) if size < arguments.simulate] + [arguments.simulate]
-    by_size = {
-        size: run(Conditions(nodes=size, seed=arguments.seed, operations=arguments.operations)) for size in sizes
-    }
     middle = min(300, arguments.simulate)
-    by_churn = {
-        churn: run(Conditions(nodes=middle, seed=arguments.seed, operations=arguments.operations, churn=churn))
-        for churn in CHURN
-    }
-    rows = []
-    for size, result in by_size.items():
-        rows += rows_of(f"{size} nodes", result)
-    for churn, result in by_churn.items():
-        rows += rows_of(f"{middle} nodes, {churn:.0%} replaced per hour", result)
-    publish(f"simulated swarms, seed {arguments.seed}", rows, arguments.json)
-    if arguments.plots:
-        from benchmarks.dht_plots import draw
+    by_size, by_churn = dict[int, dict[str, Any]](), dict[float, dict[str, Any]]()
+    given = {"seed": arguments.seed, "operations": arguments.operations}
+    for churn in CHURN:
+        by_churn[churn] = run(Conditions(nodes=middle, churn=churn, **given))
+    for size in sizes:  # the largest takes longest, and may be cut short: what there is by then is drawn
+        usual = size == middle and Conditions().churn in by_churn
+        by_size[size] = by_churn[Conditions().churn] if usual else run(Conditions(nodes=size, **given))
+        rows = [row for size, result in by_size.items() for row in rows_of(f"{size} nodes", result)]
+        for churn, result in by_churn.items():
+            rows += rows_of(f"{middle} nodes, {churn:.0%} replaced per hour", result)
+        publish(f"simulated swarms, seed {arguments.seed}", rows, arguments.json)
+        if arguments.plots:
+            from benchmarks.dht_plots import draw
 
-        for path in draw(by_size, by_churn, middle, arguments.plots):
-            print(f"drawn: {path}")
+            for path in draw(by_size, by_churn, middle, arguments.plots):
+                print(f"drawn: {path}", flush=True)
 
 
 def run(conditions: Conditions) -> dict[str, Any]:

@@ -38,6 +38,8 @@ EPOCH = 1_800_000_000.0
 JOIN_AT_ONCE = 20
 LASTS = 3600.0
 HEALING = 30.0
+TELL_EVERY = 60.0
+"""Real seconds."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,11 @@ class Simulation:
 
     async def _grow(self, count: int) -> None:
         await self._join([])
+        told = time.perf_counter()
         while len(self.honest) + len(self.bad) < count:
+            if time.perf_counter() > told + TELL_EVERY:
+                told = time.perf_counter()
+                self._say(f"{len(self.honest) + len(self.bad)} nodes")
             async with trio.open_nursery() as nursery:
                 for _ in range(min(JOIN_AT_ONCE, count - len(self.honest) - len(self.bad))):
                     nursery.start_soon(self._join, self._three_honest())

@@ -19,9 +19,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator
-from typing import Generic
+from typing import Final, Generic
 
 from hivemind_p2p.kademlia.ids import Contact, KeySpace, NodeID, P
+
+_MOST: Final = 2 / 3
+"""Part of all nodes; what we know of how many there are is a fifth off, mostly."""
 
 
 class Bucket(Generic[P]):
@@ -140,10 +143,12 @@ class RoutingTable(Generic[P]):
         return found[:count]
 
     def knows_all_near(self, target: NodeID, count: int) -> bool:
-        """Whether the ``count`` contacts nearest to ``target`` are the nearest of all that we have heard of.
+        """Whether the ``count`` contacts nearest to ``target`` are likely to be the nearest that there are.
 
-        They are unless one of their buckets had no room for somebody.
+        They are if most nodes are in the table, and none of their buckets had no room for somebody.
         """
+        if len(self) < _MOST * self.estimated_size():
+            return False
         found = 0
         for bucket in sorted(self.buckets, key=lambda bucket: bucket.distance(target)):
             if bucket.replacements:
@@ -152,6 +157,13 @@ class RoutingTable(Generic[P]):
             if found >= count:
                 break
         return found > 0
+
+    def estimated_size(self) -> float:
+        """How many nodes there are, judged by how near to us the nearest are; a table that is not full knows all."""
+        if len(self) <= self.bucket_size:
+            return float(len(self))
+        farthest = self.nearest(self.own.node_id, self.bucket_size)[-1]
+        return self.bucket_size * self.space.size / (farthest.node_id ^ self.own.node_id)
 
     def stale_buckets(self, before: float) -> list[Bucket[P]]:
         """Buckets from which nobody was heard since ``before``: look up a random id of each (section 2.3)."""

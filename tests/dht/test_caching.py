@@ -163,4 +163,4 @@ async def test_bulk_calls_in_a_larger_swarm_cost_little_more_than_one(autojump_c
     await nodes[0].store_many(keys, keys, now() + 100)
     counted = swarm.count()
     assert counted["store"] <= 50
-    assert not counted["find"]
+    assert counted["find"] <= 100

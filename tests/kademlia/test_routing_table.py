@@ -176,11 +176,26 @@ def test_removing_a_stranger_is_nothing(missing: int):
 def test_whether_it_knows_everybody_near():
     table = small_table()
     assert not table.knows_all_near(0, 1)  # it knows nobody
-    for node_id in (OWN ^ 1, OWN ^ 2, OWN ^ 4, 0b00000001, 0b00000010, 0b11000000):
+    for node_id in (OWN ^ 1, OWN ^ 64):
         table.heard_from(contact(node_id), 0.0)
-    assert table.knows_all_near(0, 2)
+    assert table.knows_all_near(0, 1)
     assert table.knows_all_near(0, 100)
-    for node_id in (0b00000100, 0b00000101, 0b00001000, 0b00001001):
+    for node_id in range(0, 256, 16):
         table.heard_from(contact(node_id), 0.0)
-    assert not table.knows_all_near(0, 1)  # somebody there found no room
-    assert table.knows_all_near(0b11000000, 1)
+    assert not table.knows_all_near(0, 1)  # many there found no room
+
+
+@given(st.integers(0, 1 << 30).map(Random), st.integers(10, 400))
+@settings(max_examples=30, deadline=None)
+def test_how_many_nodes_there_are(random: Random, size: int):
+    nodes = [Contact(random.getrandbits(160), f"peer {n}") for n in range(size)]
+    table = RoutingTable(Contact(random.getrandbits(160), "own"), space=SHA1)
+    for each in nodes:
+        table.heard_from(each, 0.0)
+    assert size / 3 < table.estimated_size() < 3 * size
+    assert size > 20 or table.knows_all_near(nodes[0].node_id, 5)
+    near = sorted(nodes, key=lambda each: each.node_id ^ table.own.node_id)[: max(20, size // 4)]
+    few = RoutingTable(table.own, space=SHA1)
+    for each in near:
+        few.heard_from(each, 0.0)
+    assert size < 150 or not few.knows_all_near(table.own.node_id, 5)
