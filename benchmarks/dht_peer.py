@@ -28,7 +28,8 @@ async def get_many(dht: Any, node: Any, keys: list[str]) -> int:
 def main() -> None:
     module, initial_peers = importlib.import_module(sys.argv[1]), json.loads(sys.argv[2])
     if sys.argv[1] == "hivemind_p2p":  # loads what it needs when a node starts; the other one when it is imported
-        importlib.import_module("hivemind_p2p.transport.host")
+        for needed in ("hivemind_p2p.transport.host", "hivemind_p2p.sync.dht", "hivemind_p2p.node"):
+            importlib.import_module(needed)
     began = time.perf_counter()
     dht = module.DHT(initial_peers=initial_peers, host_maddrs=["/ip4/127.0.0.1/tcp/0"], start=True)
     seconds = time.perf_counter() - began
