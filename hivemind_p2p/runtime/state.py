@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load, save, save_file
 
 from hivemind_p2p.errors import CheckpointError
-from hivemind_p2p.runtime.finite import all_finite
+from hivemind_p2p.runtime.finite import all_finite, norms_finite
+from hivemind_p2p.runtime.training import Accumulated
 
 if TYPE_CHECKING:
     from hivemind_p2p.runtime.expert_backend import ExpertBackend
@@ -55,10 +56,11 @@ class ExpertState:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @classmethod
-    def of(cls, expert: ExpertBackend) -> ExpertState:
+    def of(cls, expert: ExpertBackend, *, accumulated: bool = True) -> ExpertState:
         """Take a copy. On the device thread, or while nothing is computed.
 
-        Gradients that wait for more to be accumulated are not part of it.
+        Args:
+            accumulated: with the gradients that wait for more before a step is made.
 
         Raises:
             CheckpointError: something in it is neither a tensor nor plain data.
@@ -72,6 +74,9 @@ class ExpertState:
             parts["scheduler"] = expert.scheduler.state_dict()
         tree = {name: _plain(part, name, tensors) for name, part in parts.items()}
         tree["counts"] = {name: getattr(training, name) for name in _COUNTS}
+        waiting = training.accumulated
+        if accumulated and waiting.batches and not any(each.is_sparse for each in waiting.gradients.values()):
+            tree["accumulated"] = _plain(vars(waiting), "accumulated", tensors)
         return cls(tensors, tree)
 
     def restore(self, expert: ExpertBackend) -> None:
@@ -92,6 +97,7 @@ class ExpertState:
         rates = _learning_rates(optimizer)
         remembered = self._part("optimizer") if optimizer is not None else None
         schedule = self._part("scheduler") if scheduler is not None else {}
+        accumulated = self._accumulated(expert)
         if scheduler is not None:
             _check_same(scheduler.state_dict(), schedule, "scheduler")
         before = {name: tensor.clone() for name, tensor in module.state_dict().items() if torch.is_tensor(tensor)}
@@ -113,6 +119,7 @@ class ExpertState:
             )  # fmt: skip
         for name in _COUNTS:
             setattr(expert.training, name, int(self.tree["counts"][name]))
+        expert.training.accumulated = accumulated
 
     def _part(self, name: str) -> Any:
         if name not in self.tree:
@@ -121,6 +128,18 @@ class ExpertState:
             return _filled(self.tree[name], self.tensors)
         except RecursionError:
             raise CheckpointError("its structure is too deep") from None
+
+    def _accumulated(self, expert: ExpertBackend) -> Accumulated:
+        """The gradients that wait; none for an expert that does not learn."""
+        if "accumulated" not in self.tree or expert.optimizer is None:
+            return Accumulated()
+        match self._part("accumulated"):
+            case {"batches": int() as batches, "rows": int() as rows, "gradients": dict() as gradients}:
+                like = {place: (each.shape, each.dtype) for place, each in enumerate(expert.training.weights)}
+                fit = all(torch.is_tensor(it) and (it.shape, it.dtype) == like.get(at) for at, it in gradients.items())
+                if batches >= 0 and rows >= 0 and fit and norms_finite(gradients.values()):
+                    return Accumulated(batches, rows, gradients)
+        raise CheckpointError("its accumulated gradients are not those of this expert's weights")
 
     def to_bytes(self, uid: str) -> bytes:
         """What travels."""

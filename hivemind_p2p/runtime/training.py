@@ -7,7 +7,8 @@ behind which are not. The first are refused before the step (:meth:`Training.gat
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -16,6 +17,20 @@ from hivemind_p2p.errors import AnomalyDetected, ConfigError
 from hivemind_p2p.runtime.finite import norms_finite
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """Gradients of batches of which no step was made yet.
+
+    Attributes:
+        batches, rows: so many were added up.
+        gradients: by the place of their weight among those of the optimizer.
+    """
+
+    batches: int = 0
+    rows: int = 0
+    gradients: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 class Training:
@@ -67,6 +82,26 @@ class Training:
         self.update_count = self.examples_processed = self.exploded_steps = 0
         self._gathered: dict[torch.Tensor, torch.Tensor] = {}
         self._batches = self._rows = 0
+
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        """Numbers that change with each batch of which something was learned, and with nothing else."""
+        return self.update_count, self.exploded_steps, self._batches
+
+    @property
+    def accumulated(self) -> Accumulated:
+        """What waits for more batches before a step is made of it. The gradients are not a copy."""
+        places = {weight: place for place, weight in enumerate(self.weights)}
+        gradients = {places[weight]: gradient for weight, gradient in self._gathered.items() if weight in places}
+        return Accumulated(self._batches, self._rows, gradients)
+
+    @accumulated.setter
+    def accumulated(self, state: Accumulated) -> None:
+        weights = self.weights
+        self._batches, self._rows = state.batches, state.rows
+        self._gathered = {
+            weights[place]: gradient.to(weights[place].device) for place, gradient in state.gradients.items()
+        }
 
     @property
     def weights(self) -> list[torch.Tensor]:

@@ -67,7 +67,7 @@ class StateService:
             raise Overloaded(f"{self._sending} states are being sent already; try again later, or another replica")
         self._sending += 1
         try:
-            state = await expert.forward_pool.between_batches(partial(ExpertState.of, expert))
+            state = await expert.forward_pool.between_batches(partial(ExpertState.of, expert, accumulated=False))
             data = await trio.to_thread.run_sync(state.to_bytes, expert.name)
             del state
             logger.info("sending expert %s (%d bytes) to %s", expert.name, len(data), context.peer_id)

@@ -30,7 +30,7 @@ class Saver:
     def __init__(self, checkpoints: Checkpoints, experts: Mapping[str, ExpertBackend], *, period: float) -> None:
         self.checkpoints, self.period = checkpoints, period
         self._experts = experts
-        self._saved: dict[str, int] = {}
+        self._saved: dict[str, tuple[int, int, int]] = {}
 
     def load(self) -> None:
         """Make the experts what their checkpoints say; those without one stay as they are. Before they compute. Blocks.
@@ -42,7 +42,7 @@ class Saver:
         self.checkpoints.clean_up()
         for uid, expert in self._experts.items():
             if self.checkpoints.load(expert) is not None:
-                self._saved[uid] = expert.update_count
+                self._saved[uid] = expert.training.progress
 
     async def save(self) -> None:
         """Save those that have learned since the last time, and those that never were saved.
@@ -51,11 +51,11 @@ class Saver:
             CheckpointError: one cannot be saved.
         """
         for uid, expert in self._experts.items():
-            if self._saved.get(uid) == expert.update_count:
+            if self._saved.get(uid) == expert.training.progress:
                 continue
-            state = await expert.forward_pool.between_batches(partial(ExpertState.of, expert))
+            progress, state = await expert.forward_pool.between_batches(partial(_take, expert))
             await trio.to_thread.run_sync(self.checkpoints.save, uid, state)
-            self._saved[uid] = state.update_count
+            self._saved[uid] = progress
             logger.debug("saved expert %s after %d updates", uid, state.update_count)
 
     async def keep_saving(self) -> None:
@@ -79,3 +79,7 @@ class Saver:
 
     def __repr__(self) -> str:
         return f"<Saver of {len(self._experts)} experts every {self.period:g} s: {self.checkpoints!r}>"
+
+
+def _take(expert: ExpertBackend) -> tuple[tuple[int, int, int], ExpertState]:
+    return expert.training.progress, ExpertState.of(expert)

@@ -12,6 +12,7 @@ from torch import nn
 
 from hivemind_p2p.errors import CheckpointError
 from hivemind_p2p.runtime import ExpertState
+from hivemind_p2p.runtime.state import _plain
 from tests.runtime.modules import backend_of, ffn, same, weights_of
 
 SCHEDULERS = {
@@ -86,6 +87,41 @@ def test_an_expert_goes_on_as_if_nothing_had_happened(optimizer_class, options, 
         assert same(each.module.state_dict().values(), original.module.state_dict().values())
         assert each.optimizer.param_groups[0]["lr"] == original.optimizer.param_groups[0]["lr"]
         assert (each.update_count, each.examples_processed) == (6, 24)
+
+
+def accumulating(module=None):
+    module = ffn() if module is None else module
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    return backend_of(module, "ffn.0", 8, optimizer=optimizer, gradient_accumulation_steps=3)
+
+
+def test_gradients_that_wait_for_more_come_back():
+    original, restored, without = accumulating(), train(accumulating(), 1), accumulating()
+    train(original, 2)
+    through_bytes(ExpertState.of(original)).restore(restored)
+    ExpertState.of(original, accumulated=False).restore(without)
+    for each in (original, restored, without):
+        train(each, 1, seed=5)
+    assert same(restored.module.parameters(), original.module.parameters())
+    assert (restored.update_count, restored.examples_processed) == (1, 12)
+    assert without.update_count == 0
+    frozen = backend_of(ffn(), "ffn.0", 8)
+    ExpertState.of(train(accumulating(), 1)).restore(frozen)
+    assert not frozen.training.accumulated.batches
+
+
+@pytest.mark.parametrize(
+    "bad", [{7: torch.ones(2)}, {0: torch.ones(2)}, {0: torch.full((32, 8), float("inf"))}, [], {0: 1}]
+)
+def test_accumulated_gradients_of_something_else_change_nothing(bad):
+    state, backend = ExpertState.of(train(accumulating(), 1)), accumulating()
+    waiting = {"batches": 1, "rows": 4, "gradients": bad}
+    tampered = ExpertState(dict(state.tensors), dict(state.tree))
+    tampered.tree["accumulated"] = _plain(waiting, "accumulated", tampered.tensors)
+    before = weights_of(backend.module)
+    with pytest.raises(CheckpointError, match="not those of this expert's weights"):
+        tampered.restore(backend)
+    assert same(backend.module.parameters(), before)
 
 
 def test_a_state_is_a_copy():
