@@ -23,7 +23,7 @@ def backend(uid: str, module: torch.nn.Module, *, lr: float = 0.0, compression: 
         kwargs = {"scale": rows, "bias": rows}
         schemas = {"args_schema": (rows, BatchTensorDescriptor(dtype=torch.int64)), "kwargs_schema": kwargs}
     optimizer = torch.optim.SGD(module.parameters(), lr=lr) if lr else None
-    return ModuleBackend(uid, module, optimizer=optimizer, max_batch_size=2**16, **schemas)
+    return ModuleBackend(uid, module, optimizer=optimizer, max_batch_size=2**18, **schemas)
 
 
 SIZE = 64

@@ -51,9 +51,9 @@ def run(module, inputs, **kwargs):
     return outputs, [tensor.grad for tensor in inputs]
 
 
-@pytest.mark.parametrize("rows", [1, 100, 20_000])
+@pytest.mark.parametrize("rows", [1, 100, 20_000, 262_144])
 def test_unary_and_streamed_calls(dht, rows) -> None:
-    """5 MiB are a stream, there and back."""
+    """5 MiB are a stream, there and back, and so are 64."""
     x = torch.randn(rows, SIZE)
     there, grads_there = run(find(dht, "grid.0.0"), [x])
     here, grads_here = run(Wave(SIZE), [x])
