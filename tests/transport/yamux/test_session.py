@@ -236,6 +236,18 @@ def test_a_window_beyond_32_bits_breaks_the_protocol():
     assert "opened the window" in failure(one, frame(WINDOW_UPDATE, 0, 1, frames.LARGEST_WINDOW))
 
 
+def test_streams_whose_half_the_peer_has_ended_do_not_keep_it_from_as_many_more():
+    one = session(initiator=False, max_inbound=2)
+    for number in (1, 3):
+        assert [type(each) for each in feed(one, frame(WINDOW_UPDATE, SYN | FIN, number, 0))] == [
+            StreamOpened,
+            EndReceived,
+        ]
+    events = [event for number in (5, 7, 9) for event in feed(one, frame(WINDOW_UPDATE, SYN | FIN, number, 0))]
+    assert [event.stream_id for event in events if isinstance(event, StreamRefused)] == [9]
+    assert one.inbound_count == 4
+
+
 def test_more_streams_than_allowed_are_refused_until_one_is_over():
     one, stream = opened(max_inbound=1)
     assert merged(feed(one, frame(DATA, SYN, 3, 2) + b"hi")) == [(StreamRefused, 3)]
