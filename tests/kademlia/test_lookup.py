@@ -326,8 +326,7 @@ def captured(paths: int, random: random_module.Random) -> tuple[bool, bool]:
 
 
 def test_one_liar_with_accomplices_spoils_one_path():
-    """With fixed seeds: in a swarm of many hundreds, paths and replicas may lie so that the liar wins."""
-    for seed in range(12):
+    for seed in range(12):  # fixed: in a swarm of many hundreds, paths and replicas may lie so that the liar wins
         assert captured(3, random_module.Random(seed)) == (True, True), seed
 
 
@@ -374,10 +373,8 @@ def test_a_narrow_lookup_asks_few_if_its_caller_is_content_and_all_if_not(size: 
 def test_of_every_path_one_belongs_to_a_narrow_beam():
     contacts = sorted((node(n) for n in range(30)), key=lambda contact: contact.node_id)
     heard: list[Contact[str]] = []
-    lookup = Lookup(
-        [0], contacts[20:23], own=OWN, width=8, narrow=2, alpha=8, paths=3,
-        content=lambda target, answered: bool(heard.extend(answered)) or True,
-    )  # fmt: skip
+    content = lambda target, answered: bool(heard.extend(answered)) or True  # noqa: E731
+    lookup = Lookup([0], contacts[20:23], own=OWN, width=8, narrow=2, alpha=8, paths=3, content=content)
     requests = lookup.next_requests()
     assert {request.contact for request in requests} == set(contacts[20:23])
     liar, *honest = requests
