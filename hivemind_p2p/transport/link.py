@@ -10,12 +10,16 @@ from __future__ import annotations
 import abc
 import errno
 import os
+import socket
+import struct
+from contextlib import suppress
 from typing import Final
 
 import trio
 
 _RECEIVE_SIZE: Final = 1 << 20
 _STREAM_RECEIVE_SIZE: Final = 128 * 1024
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 _receive_buffer: Final[trio.lowlevel.RunVar[memoryview]] = trio.lowlevel.RunVar("receive_buffer")
 
 
@@ -39,6 +43,10 @@ class Link(abc.ABC):
 
         Once cancelled, nobody can tell how much was sent: close the link then.
         """
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """What was not sent yet never will be: have :meth:`aclose` throw the connection away."""
 
     @abc.abstractmethod
     async def aclose(self) -> None:
@@ -80,6 +88,9 @@ class SocketLink(Link):
             if size := self.send_now(data):
                 return size
 
+    def abort(self) -> None:
+        reset_on_close(self._stream)
+
     async def aclose(self) -> None:
         self._fd = -1
         await trio.aclose_forcefully(self._stream)
@@ -110,11 +121,25 @@ class StreamLink(Link):
         await self._stream.send_all(data)
         return len(data)
 
+    def abort(self) -> None:
+        pass  # closing by force throws away all that there is to throw away
+
     async def aclose(self) -> None:
         await trio.aclose_forcefully(self._stream)
 
     def __repr__(self) -> str:
         return f"<StreamLink over {self._stream!r}>"
+
+
+def reset_on_close(stream: trio.SocketStream) -> None:
+    """Have a socket be gone once it is closed, and with it what it had still to send.
+
+    Otherwise the system goes on for minutes to send what nobody takes, so that NATs remember a connection that there
+    is not; and it keeps the pair of addresses, for a minute even when all was sent (TIME_WAIT). Who dials from the port
+    that it listens on has no other pair to try again with.
+    """
+    with suppress(OSError, trio.ClosedResourceError):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
 
 
 def link_over(stream: trio.abc.Stream) -> Link:

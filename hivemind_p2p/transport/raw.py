@@ -7,9 +7,6 @@ cannot.
 
 from __future__ import annotations
 
-import socket
-import struct
-from contextlib import suppress
 from typing import Final
 
 import trio
@@ -19,9 +16,9 @@ from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError
 from multiaddr import Multiaddr
 
 from hivemind_p2p.transport.addresses import endpoint_of
+from hivemind_p2p.transport.link import reset_on_close
 
 _CHUNK: Final = 128 * 1024
-_NO_LINGER: Final = struct.pack("ii", 1, 0)
 _LARGEST_READ: Final = 1 << 20  # Noise messages end at 64 KiB: no honest peer makes us collect more
 
 
@@ -96,14 +93,9 @@ class RawConnection(IRawConnection):
     send_all = write
 
     async def close(self) -> None:
-        """Give the connection up: a socket is reset.
-
-        One that is closed in the ordinary way keeps its pair of addresses for a minute (TIME_WAIT), and who dials from
-        the port that it listens on has no other pair to try again with.
-        """
+        """Give the connection up: a socket is reset."""
         if isinstance(self.stream, trio.SocketStream):
-            with suppress(OSError, trio.ClosedResourceError):
-                self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            reset_on_close(self.stream)
         await trio.aclose_forcefully(self.stream)
 
     def get_remote_address(self) -> tuple[str, int] | None:

@@ -101,6 +101,9 @@ class Recorded(Link):
     async def send_some(self, data: memoryview) -> int:
         raise AssertionError("send_now takes everything")
 
+    def abort(self) -> None:
+        pass
+
     async def aclose(self) -> None:
         self.closed.set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from hivemind_p2p.errors import ConnectionLost
 from hivemind_p2p.transport import weeding
 from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identity import Identity
@@ -65,3 +66,15 @@ async def test_one_that_lives_is_kept_when_its_peer_connects_anew():
         assert len(server.connections(one.peer_id)) == 2
         await held.send_all(b"!")
         assert await held.read_exactly(1) == b"!"
+
+
+async def test_a_connection_that_was_given_up_leaves_nothing_behind():
+    """The system would go on to send what the peer does not take, and keep the pair of addresses as long."""
+    async with two_hosts() as (server, client):
+        await in_use(client, server)
+        [ours], [theirs] = client.connections(), server.connections()
+        ours.give_up("it is known to be dead")
+        with trio.fail_after(10):
+            await theirs.ended.wait()
+        with pytest.raises(ConnectionLost, match="onnection reset by peer"):
+            theirs._muxer.check()

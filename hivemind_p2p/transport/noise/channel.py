@@ -210,6 +210,10 @@ class SecureChannel:
         while self._pending:
             await self.drain_some()
 
+    def abort(self) -> None:
+        """Have :meth:`aclose` throw the connection away, with what was not sent yet."""
+        self._link.abort()
+
     async def aclose(self) -> None:
         """Close the connection, without waiting for anything."""
         await self._link.aclose()

@@ -84,8 +84,7 @@ class YamuxMuxer(Muxer):
         self._used = trio.Event()
         self._bytes_received = self._bytes_sent = 0
         self._scope = trio.CancelScope()
-        self._running = False
-        self._closing = False
+        self._running = self._closing = False
         self._lost: str | None = None
         self._write_failure: str | None = None
         self._warned: set[str] = set()
@@ -364,6 +363,7 @@ class YamuxMuxer(Muxer):
 
     def give_up(self, reason: str) -> None:
         self._lose(reason)
+        self._channel.abort()
         self._scope.cancel()
 
     # The end

@@ -252,9 +252,9 @@ class Lab:
         """Makes a site's routers forget all mappings, as a reboot would."""
         for router in site.routers:
             kind = site.kind if router is site.routers[-1] else "port-restricted"
-            router.nft("flush ruleset\n")
             kind = {"cgnat": "port-restricted", "cgnat-symmetric": "symmetric"}.get(kind, kind)
-            router.nft(nat_rules(kind, router.ip))
+            # At once: what passed meanwhile would be remembered without being translated.
+            router.nft("flush ruleset\n" + nat_rules(kind, router.ip))
             if subprocess.run(["which", "conntrack"], capture_output=True).returncode == 0:
                 router.run(["conntrack", "-F"], capture_output=True)
 
