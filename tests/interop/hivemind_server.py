@@ -36,7 +36,7 @@ def main() -> None:
     experts |= {f"flat.{i}": backend(f"flat.{i}", Wave(SIZE, i)) for i in range(3)}
     experts["nested.0"] = backend("nested.0", Nested(SIZE))
     experts["learns.0"] = backend("learns.0", Wave(SIZE), lr=0.1)
-    for name in ("FLOAT16", "UNIFORM_8BIT"):
+    for name in CompressionType.keys()[1:]:
         uid = f"{name.lower()}.0"
         experts[uid] = backend(uid, torch.nn.Identity(), compression=CompressionType.Value(name))
     dht = DHT(host_maddrs=["/ip4/127.0.0.1/tcp/0"], start=True)

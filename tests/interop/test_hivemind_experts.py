@@ -83,8 +83,14 @@ def test_the_expert_learns_as_the_module_does(dht) -> None:
             torch.testing.assert_close(expert(x), module(x))
 
 
-@pytest.mark.parametrize(("uid", "tolerance"), [("float16.0", 1e-2), ("uniform_8bit.0", 0.2)])
-@pytest.mark.parametrize("rows", [4, 20_000])
+@pytest.mark.parametrize(
+    ("uid", "tolerance"),
+    [
+        ("float16.0", 1e-2), ("meanstd_16bit.0", 1e-2), ("uniform_8bit.0", 0.2), ("quantile_8bit.0", 0.4),
+        ("blockwise_8bit.0", 0.2),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rows", [8, 20_000])
 def test_compression_is_as_the_expert_wants_it(dht, uid, tolerance, rows) -> None:
     x, gradient = torch.randn(rows, SIZE, requires_grad=True), torch.randn(rows, SIZE)
     y = find(dht, uid)(x)
