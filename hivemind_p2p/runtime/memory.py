@@ -7,7 +7,9 @@ module, or with later batches. And what is given to one caller does not keep mor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import ctypes
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -78,6 +80,20 @@ def to_host(tensors: Tensors) -> Tensors:
     for device in {tensor.device for tensor in tensors}:
         torch.cuda.current_stream(device).synchronize()
     return arrived
+
+
+def give_back_memory() -> None:
+    """Return to the system what the C library keeps of freed memory, for later: after large batches of an expert of 8
+    million weights, 50 of 409 MiB. It takes some milliseconds. Nothing where the library is not glibc."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim
 
 
 def _concatenate(tensors: Tensors, *, pinned: bool) -> torch.Tensor:

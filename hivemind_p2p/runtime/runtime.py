@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import outcome
 import torch
@@ -25,10 +25,12 @@ import trio
 from hivemind_p2p.errors import AnomalyDetected, ConfigError, ExpertError, ExpertFailed, NodeClosed
 from hivemind_p2p.runtime.batching import next_pool
 from hivemind_p2p.runtime.expert_backend import ExpertBackend
-from hivemind_p2p.runtime.memory import gather, scatter
+from hivemind_p2p.runtime.memory import gather, give_back_memory, scatter
 from hivemind_p2p.runtime.pool import Abandoned, Answer, Job, Task, TaskPool, answer
 
 logger = logging.getLogger(__name__)
+_IDLE: Final = 2.0
+"""Seconds without a batch after which memory that is not used is given back, once."""
 
 
 class Runtime:
@@ -201,6 +203,7 @@ class _Desk:
         self._busy: dict[TaskPool, None] = {}
         self._jobs: deque[Job] = deque()
         self._closed = False
+        self._tidy = True
 
     def put(self, pool: TaskPool, task: Task) -> None:
         with self._changed:
@@ -232,11 +235,18 @@ class _Desk:
                 now = self.now()
                 pool, due = next_pool(self._busy, now)
                 if pool is not None:
+                    self._tidy = False
                     tasks = pool.queue.take()
                     if not pool.queue:
                         del self._busy[pool]
                     return pool, tasks
-                self._changed.wait(due - now if self._busy else None)
+                if self._busy:
+                    self._changed.wait(due - now)
+                elif self._tidy:
+                    self._changed.wait()
+                elif not self._changed.wait(_IDLE) and not (self._busy or self._jobs or self._closed):
+                    self._tidy = True
+                    return _tidy_up
         return None
 
     def close(self) -> list[Task]:
@@ -250,6 +260,12 @@ class _Desk:
         for job in jobs:
             job(False)
         return waiting
+
+
+def _tidy_up(run: bool) -> None:
+    """The job of a thread that has nothing else to do."""
+    if run:
+        give_back_memory()
 
 
 def _refuse(tasks: list[Task]) -> None:

@@ -59,12 +59,15 @@ class ExpertRecipe:
         sample = self._kind.sample(_SAMPLE_ROWS, hidden_dim)
         self._args_schema = tuple(BatchTensorDescriptor.from_tensor(tensor, compression) for tensor in sample)
         self._outputs_schema: Any = None
+        self._made: torch.nn.Module | None = None
         first = self.backend(f"{expert_cls}.0")
         self._outputs_schema = nested_map(partial(_compressed, compression=compression), first.outputs_schema)
+        self._made = first.module  # for the first expert: making a large one takes a while
 
     def backend(self, uid: str) -> ExpertBackend:
         """A new expert."""
-        module = self._kind.module_class(self._hidden_dim)
+        module = self._made if self._made is not None else self._kind.module_class(self._hidden_dim)
+        self._made = None
         optimizer = None if self._make_optimizer is None else self._make_optimizer(module.parameters())
         scheduler = None if self._make_scheduler is None or optimizer is None else self._make_scheduler(optimizer)
         return ExpertBackend(

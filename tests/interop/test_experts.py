@@ -96,8 +96,8 @@ def test_a_client_that_still_sends_hears_why_its_request_failed(client, dht, tmp
     [
         ("FLOAT16", 3e-3), ("MEANSTD_16BIT", 3e-3), ("UNIFORM_8BIT", 0.2), ("QUANTILE_8BIT", 0.4),
         ("BLOCKWISE_8BIT", 0.2),
-    ],  # fmt: skip
-)
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("rows", [100, 20_000])
 def test_compression(client, dht, tmp_path, compression, tolerance, rows):
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from functools import partial
 
 import pytest
@@ -12,6 +13,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from hivemind_p2p.errors import ConfigError, Overloaded, SchemaMismatch
 from hivemind_p2p.runtime import Runtime, TaskPool
+from hivemind_p2p.runtime import runtime as runtime_module
+from hivemind_p2p.runtime.memory import give_back_memory
 from tests.runtime.modules import Gate, Lambda, backend_of, ffn_backend
 
 
@@ -252,3 +255,24 @@ async def test_requests_are_computed_together_on_a_gpu():
         assert runtime.device == torch.device("cuda:0")
         for rows in range(1, 40):
             nursery.start_soon(caller, rows)
+
+
+async def test_a_device_without_work_gives_memory_back_once(monkeypatch):
+    given, times = threading.Semaphore(0), []
+    monkeypatch.setattr(runtime_module, "_IDLE", 0.01)
+    monkeypatch.setattr(
+        runtime_module, "give_back_memory", lambda: (times.append(expert.update_count), given.release())
+    )
+    expert = ffn_backend()
+    async with Runtime({"ffn.0": expert}):
+        for number in range(1, 4):
+            await expert.backward_pool.submit(torch.randn(1, 8), torch.randn(1, 8))
+            assert await trio.to_thread.run_sync(given.acquire, True, 30)
+            assert times[-1] == number
+        await expert.forward_pool.between_batches(lambda: None)  # a job is no batch
+    assert times == [1, 2, 3]
+
+
+def test_memory_that_is_given_back_can_be_used_again():
+    give_back_memory()
+    assert torch.ones(2**20).sum() == 2**20

@@ -5,6 +5,7 @@ import torch
 
 from hivemind_p2p.errors import ConfigError
 from hivemind_p2p.server import register_expert_class
+from hivemind_p2p.server.expert_classes import FeedForward
 from hivemind_p2p.server.recipe import ExpertRecipe, compression_type, optimizer_maker, scheduler_maker
 from hivemind_p2p.wire.compression_type import CompressionType
 from hivemind_p2p.wire.nested import nested_flatten
@@ -89,3 +90,12 @@ def test_names_of_compressions():
     for wrong in ("zip", 99):
         with pytest.raises(ConfigError, match="is not one of NONE, MEANSTD_16BIT"):
             compression_type(wrong)
+
+
+def test_no_module_is_made_in_vain(monkeypatch):
+    made = []
+    init = FeedForward.__init__
+    monkeypatch.setattr(FeedForward, "__init__", lambda self, size: (init(self, size), made.append(self))[0])
+    recipe = ExpertRecipe("ffn", 8, make_optimizer=None)
+    modules = [recipe.backend(f"ffn.{number}").module for number in range(3)]
+    assert modules == made
