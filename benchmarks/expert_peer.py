@@ -40,8 +40,8 @@ def serve(system: str, torch_threads: int) -> None:
     first.shutdown()
 
 
-def use(system: str, peers: list) -> None:
-    """Call experts as told (``{"expert", "rows", "backward", "calls" or "seconds"}``); answer in seconds per call."""
+def connect(system: str, peers: list) -> tuple:
+    """A client in the swarm of a server, and its two experts by uid; says that it is ready."""
     import torch
 
     torch.set_num_threads(1)
@@ -52,6 +52,14 @@ def use(system: str, peers: list) -> None:
         while experts.get(uid) is None:  # declared by a background thread of its server a moment after it is ready
             (experts[uid],) = get_experts(dht, [uid])
     print("ready", flush=True)
+    return dht, experts
+
+
+def use(system: str, peers: list) -> None:
+    """Call experts as told (``{"expert", "rows", "backward", "calls" or "seconds"}``); answer in seconds per call."""
+    import torch
+
+    dht, experts = connect(system, peers)
     for line in sys.stdin:
         order = json.loads(line)
         expert = experts[order["expert"]]

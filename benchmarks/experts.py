@@ -60,13 +60,13 @@ class Peer:
 
 
 @contextmanager
-def swarm(system: str, torch_threads: int) -> Iterator[list[Peer]]:
-    """A server and four clients, ready; killed at the end."""
+def swarm(system: str, torch_threads: int, clients: int = 4, program: str = "expert_peer.py") -> Iterator[list[Peer]]:
+    """A server, and clients that run a program of this folder, ready; killed at the end."""
     peers: list[Peer] = []
     try:
         peers.append(Peer(system, "server", str(torch_threads), torch_threads))
         known = json.dumps(json.loads(peers[0].answer())["peers"])
-        peers += [Peer(system, "client", known, 1) for _ in range(4)]
+        peers += [Peer(system, "client", known, 1, program) for _ in range(clients)]
         for client in peers[1:]:
             client.answer()
         yield peers[1:]

@@ -8,13 +8,11 @@ it did not reach with any number of clients. Clients are threads, in two process
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experts import Peer
-from benchmarks.processes import kill_tree
+from benchmarks.experts import Peer, swarm
 from benchmarks.report import Row, markdown, options, publish, systems
 
 PROCESSES = 2
@@ -23,22 +21,6 @@ CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 RATES = (100, 200, 400, 800)
 REACHED = 0.9
 """The share of the throughput of a closed loop up to which a system is asked for a rate."""
-
-
-@contextmanager
-def swarm(system: str, torch_threads: int) -> Iterator[list[Peer]]:
-    """A server and the processes of its clients, ready; killed at the end."""
-    peers: list[Peer] = []
-    try:
-        peers.append(Peer(system, "server", str(torch_threads), torch_threads))
-        known = json.dumps(json.loads(peers[0].answer())["peers"])
-        peers += [Peer(system, "client", known, 1, "load_peer.py") for _ in range(PROCESSES)]
-        for client in peers[1:]:
-            client.answer()
-        yield peers[1:]
-    finally:
-        for peer in peers:
-            kill_tree(peer.process)
 
 
 class Load:
@@ -101,7 +83,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with ExitStack() as stack:
         load = Load(
-            {name: stack.enter_context(swarm(name, arguments.torch_threads)) for name in systems(arguments.only)}
+            {
+                name: stack.enter_context(swarm(name, arguments.torch_threads, PROCESSES, "load_peer.py"))
+                for name in systems(arguments.only)
+            }
         )
         for system, peers in load.swarms.items():
             for _, order in EXPERTS:  # connects, and asks what experts take

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from benchmarks.expert_peer import load
+from benchmarks.expert_peer import connect
 
 
 class Clients:
@@ -77,14 +77,7 @@ def main(system: str, peers: list) -> None:
     """Do as told (``{"expert", "rows", "clients", "seconds"}``, and ``"rate"`` and ``"seed"`` for an open loop)."""
     import torch
 
-    torch.set_num_threads(1)
-    dht_class, _, get_experts = load(system)
-    dht = dht_class(peers, start=True, client_mode=True)
-    experts = {}
-    for uid in ("nop.0", "ffn.0"):
-        while experts.get(uid) is None:  # declared by a background thread of its server a moment after it is ready
-            (experts[uid],) = get_experts(dht, [uid])
-    print("ready", flush=True)
+    dht, experts = connect(system, peers)
     for line in sys.stdin:
         order = json.loads(line)
         expert, inputs = experts[order["expert"]], torch.randn(order["rows"], 1024)

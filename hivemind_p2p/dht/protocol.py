@@ -258,7 +258,7 @@ class DHTProtocol:
         limit = self.settings.max_keys_per_message
         verdicts = [self.records.accept(item, context.peer_id) for item in items[:limit]]
         response = messages.store_response(verdicts + [Verdict.NO_ROOM] * len(items[limit:]), self._node_info())
-        if request.tell_nearest:
+        if request.tell_nearest and len(items) <= limit:
             keys = dict.fromkeys(item.key for item in items)
             sender = messages.node_id_in(request.peer)
             response.nearest_node_ids.extend(self._ids_near(key, request.tell_nearest, sender) for key in keys)

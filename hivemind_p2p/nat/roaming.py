@@ -3,7 +3,8 @@
 A laptop moves to another WLAN, a cable is pulled, a VPN comes up, the provider gives the router another address. TCP
 itself would go on trying for a quarter of an hour, and nobody could tell that we are somewhere else. So:
 
-1. Every two seconds we look where we are. That the router has another address outside is first seen by a peer.
+1. Every two seconds we look where we are. That the router has another address outside is first seen by a peer; as a
+   peer may lie, that is believed now and then only.
 2. Connections from an address that we lost are ended at once, others if the peer does not answer within seconds. Calls
    on them fail with ``ConnectionLost``.
 3. Whatever was found out about our addresses, ports and NATs in the old network counts no more.
@@ -14,6 +15,7 @@ itself would go on trying for a quarter of an hour, and nobody could tell that w
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _EVERY: Final = 2.0
 """Seconds between two looks."""
+_BELIEVED_EVERY: Final = 30.0
+"""Seconds between two times that what peers say makes us start anew: one that lies makes us do so again and again."""
 _MOST_PEERS: Final = 128
 _AT_ONCE: Final = 8
 _PATIENCE: Final = 30.0
@@ -63,20 +67,23 @@ class Roaming:
         self._suspicious = trio.Event()
 
     def suspect(self) -> None:
-        """Something else says that we are reached somewhere else than before."""
+        """Something else says that we are reached somewhere else than before. It may have to wait for its turn."""
         self._suspicious.set()
 
     async def run(self) -> None:
         """Look, and do what is needed; never returns."""
         detector = ChangeDetector(self._look())
+        believed_from = -math.inf
         async with trio.open_nursery() as nursery:
             afterwards = trio.CancelScope()
             while True:
                 with trio.move_on_after(_EVERY):
+                    await trio.sleep_until(believed_from)
                     await self._suspicious.wait()
-                change = detector.saw(self._look(), trio.current_time())
-                if self._suspicious.is_set():
-                    self._suspicious = trio.Event()
+                now = trio.current_time()
+                change = detector.saw(self._look(), now)
+                if self._suspicious.is_set() and now >= believed_from:
+                    self._suspicious, believed_from = trio.Event(), now + _BELIEVED_EVERY
                     change = Change.NETWORK
                 if change is Change.NOTHING:
                     continue

@@ -39,10 +39,14 @@ class Saver:
             CheckpointError: one has checkpoints, of which none can be used; or another server saves there.
         """
         self.checkpoints.lock()
-        self.checkpoints.clean_up()
-        for uid, expert in self._experts.items():
-            if self.checkpoints.load(expert) is not None:
-                self._saved[uid] = expert.training.progress
+        try:
+            self.checkpoints.clean_up()
+            for uid, expert in self._experts.items():
+                if self.checkpoints.load(expert) is not None:
+                    self._saved[uid] = expert.training.progress
+        except CheckpointError:
+            self.checkpoints.unlock()
+            raise
 
     async def save(self) -> None:
         """Save those that have learned since the last time, and those that never were saved.
@@ -74,8 +78,6 @@ class Saver:
                 await self.save()
         except (CheckpointError, NodeClosed, trio.TooSlowError) as error:
             logger.error("stopping without having saved all experts: %s", error or "it took too long")
-        finally:
-            self.checkpoints.unlock()
 
     def __repr__(self) -> str:
         return f"<Saver of {len(self._experts)} experts every {self.period:g} s: {self.checkpoints!r}>"

@@ -292,21 +292,25 @@ class Server:
 
     @asynccontextmanager
     async def _host(self) -> AsyncIterator[tuple[Runtime, ...]]:
-        async with hosting(
-            self.dht.node,  # and with self, the DHT stays as long as this runs, whoever forgets it
-            self.experts,
-            self._handler,
-            devices=self.devices,
-            update_period=self.update_period,
-            expiration=self.expiration,
-            saver=self._saver,
-            replicate=self._replicate,
-        ) as runtimes:
-            self.ready.set()
-            try:
-                yield runtimes
-            finally:
-                self.ready.clear()
+        try:
+            async with hosting(
+                self.dht.node,  # and with self, the DHT stays as long as this runs, whoever forgets it
+                self.experts,
+                self._handler,
+                devices=self.devices,
+                update_period=self.update_period,
+                expiration=self.expiration,
+                saver=self._saver,
+                replicate=self._replicate,
+            ) as runtimes:
+                self.ready.set()
+                try:
+                    yield runtimes
+                finally:
+                    self.ready.clear()
+        finally:
+            if self._saver is not None:
+                self._saver.checkpoints.unlock()
 
     def shutdown(self) -> None:
         """Withdraw the experts, let requests under way finish, and stop; then its own DHT. Bounded in time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -74,8 +75,17 @@ def test_after_the_dht_was_shut_down(serve, join) -> None:
             module(torch.zeros(1, 4))
 
 
+@pytest.fixture
+def ctrl_c_counts() -> Iterator[None]:
+    """Also where the tests run in the background of a shell, which has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("kind", ["expert", "mixture"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.usefixtures("ctrl_c_counts")
 def test_ctrl_c_ends_the_calls_here_and_there_and_the_next_ones_work(serve, join, kind, direction) -> None:
     peer = serve(grid_of(4))
     dht = join(peer)

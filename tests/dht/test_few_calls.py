@@ -159,3 +159,12 @@ async def test_a_store_that_is_cut_short_by_the_end_of_its_node_does_not_say_tha
         nursery.start_soon(write, other)
         await trio.testing.wait_all_tasks_blocked()
         other.protocol.network.forget()
+
+
+async def test_who_asks_about_too_many_keys_is_told_of_none(autojump_clock, swarm: Swarm):
+    nodes = await swarm.grow(10, DHTSettings(max_keys_per_message=3))
+    items = [StoreItem(key_id(f"key {number}"), b"\xc0", b"\x01", now() + 60) for number in range(4)]
+    for count, told in ((3, 3), (4, 0)):
+        request = messages.store_request(items[:count], dht_pb2.NodeInfo(), tell_nearest=5)
+        response = await nodes[1].protocol.rpc.call(nodes[0].protocol.own.peer, STORE, request, dht_pb2.StoreResponse)
+        assert (len(response.nearest_node_ids), len(response.store_ok)) == (told, count)

@@ -94,3 +94,22 @@ async def test_other_addresses_in_the_same_network_change_little(autojump_clock,
         await trio.sleep(5)
         assert journey.events == []
         assert journey.roaming.changes == 0
+
+
+async def test_a_peer_that_lies_about_where_we_are_has_us_start_anew_now_and_then_only(autojump_clock, nursery):
+    async with swarm() as net:
+        relay = await net.start()
+        moving = await net.start([relay])
+        journey = Journey(moving)
+        nursery.start_soon(journey.roaming.run)
+        for _ in range(1000):
+            journey.roaming.suspect()
+            await trio.sleep(0.1)
+        assert journey.roaming.changes == 4
+        await trio.sleep(30)
+        assert journey.roaming.changes == 5, "what was said last was not lost"
+        await trio.sleep(100)
+        assert journey.roaming.changes == 5
+        journey.here = CAFE
+        await trio.sleep(5)
+        assert journey.roaming.changes == 6, "what we see ourselves waits for nothing"

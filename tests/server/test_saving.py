@@ -49,8 +49,12 @@ def test_a_server_goes_on_where_the_last_one_stopped(dht, tmp_path):
         server(dht, tmp_path, **two)
     with server(dht, tmp_path, expert_pattern="else.[0:9]") as another:
         assert another.experts.keys().isdisjoint([uid, other])
-    with pytest.raises(CheckpointError, match="not of an expert like"):
+    with pytest.raises(CheckpointError, match="not of an expert like") as raised:
         server(dht, tmp_path, expert_uids=[uid], hidden_dim=16)
+    with pytest.raises(ConfigError, match="cannot be used") as raised_too:
+        server(dht, tmp_path, expert_uids=[uid], device="cuda:99")
+    Checkpoints(tmp_path).lock()  # it is not theirs any more, whoever keeps these errors
+    del raised, raised_too
 
 
 def test_a_broken_checkpoint_costs_one_period(dht, tmp_path, caplog):
