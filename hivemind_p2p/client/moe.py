@@ -152,8 +152,9 @@ class RemoteMixtureOfExperts(nn.Module):
         on_cpu = [axis.detach().cpu() for axis in scores]
         schema = self._known_schema(on_cpu)
         inputs = schema.flatten_inputs(f"an expert of {self.beam_search.uid_prefix}*", (input, *args), kwargs)
-        self._last = MixtureExchange(self.beam_search, schema, on_cpu, self.options, self._forget_schema)
-        return schema, self._last, inputs
+        exchange = MixtureExchange(self.beam_search, schema, on_cpu, self.options, self._forget_schema)
+        self._last = exchange  # for the report alone: another thread's may take its place at once
+        return schema, exchange, inputs
 
     def _forget_schema(self) -> None:
         """Too few answered: in case that it was the lie of one of them."""
@@ -179,13 +180,13 @@ class RemoteMixtureOfExperts(nn.Module):
 
     def _known_schema(self, scores: Sequence[torch.Tensor]) -> ExpertSchema:
         """The schema of all the experts; the first time, of one that these scores (or any) lead to."""
-        if self._schema is None:
+        if (schema := self._schema) is None:
             with self._schema_lock:
-                if self._schema is None:
+                if (schema := self._schema) is None:
                     if not scores or len(scores[0]) == 0:
                         scores = [torch.zeros(1, length) for length in self.beam_search.grid_size]
-                    self._schema = self._fetch_schema([axis.mean(dim=0, keepdim=True) for axis in scores])
-        return self._schema
+                    schema = self._schema = self._fetch_schema([axis.mean(dim=0, keepdim=True) for axis in scores])
+        return schema
 
     def _fetch_schema(self, scores: Sequence[torch.Tensor]) -> ExpertSchema:
         grid = self.beam_search
