@@ -6,6 +6,9 @@ runs the DHT never pays for torch, and a script that only parses a setting never
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -90,9 +93,27 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-    value = getattr(import_module(home), name)
+    with _nothing_collected():
+        value = getattr(import_module(home), name)
     globals()[name] = value
     return value
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """What modules are made of stays; to look for garbage in it, over and over while it grows, is a tenth of the time
+    that torch takes. So the collector waits, and then counts what there is as old: it looks at that when at everything.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            if gc.get_freeze_count() == 0:  # what somebody has frozen would not stay so
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -225,29 +225,33 @@ class Server:
         )
         if custom_module_path is not None:
             load_expert_classes(custom_module_path)
-        recipe = ExpertRecipe(
-            expert_cls,
-            hidden_dim,
-            make_optimizer=optimizer_maker(optimizer or "adam", lr) if optim_cls is _UNSET else optim_cls,
-            make_scheduler=scheduler_maker(scheduler, num_warmup_steps, num_training_steps),
-            compression=compression_type(compression),
-            clip_grad_norm=clip_grad_norm,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            delayed_step=delayed_step,
-            undo_exploded_steps=undo_exploded_steps,
-            detect_anomalies=detect_anomalies,
-            autocast=autocast,
-            compile=compile,
-            min_batch_size=min_batch_size,
-            max_batch_size=max_batch_size,
-            batch_wait_timeout_s=batch_wait_timeout_s,
-            max_queue_tasks=max_queue_tasks,
-        )
         devices = _devices(device) or _devices("cuda" if torch.cuda.is_available() else "cpu")
         count = num_experts or 1
         grid = None if wanted.expert_uids else grid_for(count, expert_pattern or f"{expert_cls}.[0:4096]")
-        own_dht = DHT(start=True, **dht_options) if dht is None else None
+        own_dht = DHT(start=False, **dht_options) if dht is None else None
         try:
+            if own_dht is not None:
+                own_dht.run_in_background(await_ready=False)  # joins, while the first expert is made
+            recipe = ExpertRecipe(
+                expert_cls,
+                hidden_dim,
+                make_optimizer=optimizer_maker(optimizer or "adam", lr) if optim_cls is _UNSET else optim_cls,
+                make_scheduler=scheduler_maker(scheduler, num_warmup_steps, num_training_steps),
+                compression=compression_type(compression),
+                clip_grad_norm=clip_grad_norm,
+                gradient_accumulation_steps=gradient_accumulation_steps,
+                delayed_step=delayed_step,
+                undo_exploded_steps=undo_exploded_steps,
+                detect_anomalies=detect_anomalies,
+                autocast=autocast,
+                compile=compile,
+                min_batch_size=min_batch_size,
+                max_batch_size=max_batch_size,
+                batch_wait_timeout_s=batch_wait_timeout_s,
+                max_queue_tasks=max_queue_tasks,
+            )
+            if own_dht is not None:
+                own_dht.wait_until_ready()
             peer = dht or own_dht
             assert peer is not None
             saved = () if grid is None or checkpoint_dir is None else saved_uids(checkpoint_dir, count, grid)
