@@ -31,6 +31,9 @@ from hivemind_p2p.runtime.pool import Abandoned, Answer, Job, Task, TaskPool, an
 logger = logging.getLogger(__name__)
 _IDLE: Final = 2.0
 """Seconds without a batch after which memory that is not used is given back, once."""
+_BUSY: Final = 60.0
+"""Seconds after which it is given back between two batches, where there is always a next one: what the allocator keeps
+in the gaps between what lives longer adds up over hours, and would never be found free otherwise."""
 
 
 class Runtime:
@@ -204,6 +207,7 @@ class _Desk:
         self._jobs: deque[Job] = deque()
         self._closed = False
         self._tidy = True
+        self._tidied = clock()
 
     def put(self, pool: TaskPool, task: Task) -> None:
         with self._changed:
@@ -235,6 +239,8 @@ class _Desk:
                 now = self.now()
                 pool, due = next_pool(self._busy, now)
                 if pool is not None:
+                    if not self._tidy and now - self._tidied >= _BUSY:
+                        return self._tidying(now)
                     self._tidy = False
                     tasks = pool.queue.take()
                     if not pool.queue:
@@ -245,9 +251,12 @@ class _Desk:
                 elif self._tidy:
                     self._changed.wait()
                 elif not self._changed.wait(_IDLE) and not (self._busy or self._jobs or self._closed):
-                    self._tidy = True
-                    return _tidy_up
+                    return self._tidying(self.now())
         return None
+
+    def _tidying(self, now: float) -> Job:
+        self._tidy, self._tidied = True, now
+        return _tidy_up
 
     def close(self) -> list[Task]:
         """Let nobody in any more; who waits."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -13,7 +12,7 @@ import trio
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
-from hivemind_p2p.errors import ConnectionLost, StreamError, StreamReset
+from hivemind_p2p.errors import StreamError, StreamReset
 from hivemind_p2p.transport.api import CircuitLimit, Stream, StreamHandler, Traffic
 from hivemind_p2p.transport.identify import IDENTIFY
 from hivemind_p2p.transport.muxer import MuxedStream, Muxer
@@ -176,14 +175,12 @@ class MuxedConnection(KeptConnection):
         Handlers are cancelled when the connection is gone: nobody waits for what they would say.
         """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._muxer.run)
+            self._muxer.on_stream = partial(self._take, handlers=handlers, nursery=nursery)
             nursery.start_soon(self._announce_unused)
-            with suppress(ConnectionLost):
-                while True:
-                    await self._take(await self._muxer.accept_stream(), handlers, nursery)
+            await self._muxer.run()
             nursery.cancel_scope.cancel()
 
-    async def _take(self, stream: MuxedStream, handlers: Mapping[str, StreamHandler], nursery: trio.Nursery) -> None:
+    def _take(self, stream: MuxedStream, handlers: Mapping[str, StreamHandler], nursery: trio.Nursery) -> None:
         """Let a stream of the peer be served."""
         self.used_at = trio.current_time()
         if self._serving < _HANDLERS_PER_STREAM * self._settings.max_streams_in:
@@ -195,7 +192,7 @@ class MuxedConnection(KeptConnection):
             logger.warning(
                 "%s resets its streams faster than their %d handlers end; some are refused", self.peer_id, self._serving
             )
-        await stream.reset()
+        stream.throw_away()
 
     async def _announce_unused(self) -> None:
         """Let the peer hear of streams that were opened and not used at once: it may be the one to speak first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 
 from hivemind_p2p.transport.api import Stream, Traffic
 from hivemind_p2p.wire.peer_id import PeerID
@@ -10,6 +11,10 @@ from hivemind_p2p.wire.peer_id import PeerID
 
 class MuxedStream(Stream):
     """A stream as a muxer makes it; ``protocol`` is ``""`` until somebody sets it."""
+
+    @abc.abstractmethod
+    def throw_away(self) -> None:
+        """:meth:`reset`, which has nothing to wait for."""
 
     @abc.abstractmethod
     def send_first(self, data: bytes) -> None:
@@ -24,6 +29,9 @@ class Muxer(abc.ABC):
     """Who is at the other end, as the handshake proved."""
     relayed: bool = False
     """Whether a relay carries it. Failures say so."""
+    on_stream: Callable[[MuxedStream], None] | None = None
+    """Takes the streams that the peer opens as soon as they come, without a turn of the scheduler; must not raise.
+    None: they wait for :meth:`accept_stream`."""
     initiator: bool
     """Whether we were the client of the handshake. Of two who dialled each other at one moment, only one was."""
 
@@ -66,7 +74,7 @@ class Muxer(abc.ABC):
 
     @abc.abstractmethod
     async def accept_stream(self) -> MuxedStream:
-        """The next stream that the peer opened.
+        """The next stream that the peer opened, where nobody takes them at once (:attr:`on_stream`).
 
         Raises:
             ConnectionLost

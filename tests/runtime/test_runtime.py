@@ -276,3 +276,14 @@ async def test_a_device_without_work_gives_memory_back_once(monkeypatch):
 def test_memory_that_is_given_back_can_be_used_again():
     give_back_memory()
     assert torch.ones(2**20).sum() == 2**20
+
+
+async def test_a_device_that_is_never_idle_gives_memory_back_each_minute_between_two_batches(monkeypatch):
+    now, given = [0.0], []
+    monkeypatch.setattr(runtime_module, "_IDLE", 1e6)
+    monkeypatch.setattr(runtime_module, "give_back_memory", lambda: given.append(now[0]))
+    expert = ffn_backend()
+    async with Runtime({"ffn.0": expert}, clock=lambda: now[0]):
+        for now[0] in (0.0, 59.0, 61.0, 62.0, 120.0, 121.0, 200.0):
+            await expert.forward_pool.submit(torch.randn(1, 8))
+    assert given == [61.0, 121.0, 200.0]

@@ -59,16 +59,14 @@ class YamuxMuxer(Muxer):
     def __init__(
         self, channel: SecureChannel, peer_id: PeerID, *, initiator: bool, settings: TransportSettings
     ) -> None:
-        self.peer_id = peer_id
-        self.initiator = initiator
+        self.peer_id, self.initiator = peer_id, initiator
         self.session = Session(
             initiator=initiator,
             max_inbound=settings.max_streams_in,
             max_window=settings.max_receive_window,
             budget=settings.max_unread,
         )
-        self._channel = channel
-        self._settings = settings
+        self._channel, self._settings = channel, settings
         self._streams: dict[int, YamuxStream] = {}
         self._outbound = 0
         self._slot_free = trio.lowlevel.ParkingLot()
@@ -291,12 +289,14 @@ class YamuxMuxer(Muxer):
                 self._warn("%s opens more streams than it may (max_streams_in)", self.peer_id)
 
     def _accept(self, state: StreamState) -> None:
-        if len(self._accepted) >= self._settings.accept_backlog:
+        if self.on_stream is not None:
+            self.on_stream(self._add(state))
+        elif len(self._accepted) < self._settings.accept_backlog:
+            self._accepted.append(self._add(state))
+            self._arrival.unpark()
+        else:
             self._warn("%s opens streams faster than they are accepted (accept_backlog)", self.peer_id)
             self.session.reset(state)
-            return
-        self._accepted.append(self._add(state))
-        self._arrival.unpark()
 
     def _warn(self, message: str, *arguments: object) -> None:
         """Warn once: what a peer can do again and again must not fill a disk."""

@@ -149,7 +149,6 @@ class YamuxStream(MuxedStream):
         self.throw_away()
 
     def throw_away(self) -> None:
-        """:meth:`reset`, which has nothing to wait for."""
         if not self._closed:
             self._muxer.session.reset(self.state)
             self._is_closed(urgent=True)
