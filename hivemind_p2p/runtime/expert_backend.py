@@ -288,7 +288,9 @@ class ExpertBackend:
         # Without an optimizer nobody needs the gradients of the weights, which cost as much as those of the inputs.
         asked = [tensor for tensor in inputs if tensor.requires_grad] if self.optimizer is None else None
         if differentiable and asked != []:
-            _Gradients.apply(grads, *differentiable).backward(inputs=asked)  # type: ignore[no-untyped-call]
+            start = _Gradients.apply(grads, *differentiable)  # type: ignore[no-untyped-call]
+            del outputs, pairs, differentiable  # what a backward does not need of them need not be there meanwhile
+            start.backward(inputs=asked)
         input_grads = tuple(
             torch.zeros_like(tensor, requires_grad=False) if tensor.grad is None else tensor.grad for tensor in inputs
         )

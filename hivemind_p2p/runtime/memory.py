@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import torch
 
 Tensors = tuple[torch.Tensor, ...]
+_M_ARENA_MAX: Final = -8
+"""Of glibc's malloc.h."""
 
 
 def gather(requests: Sequence[Tensors], *, pinned: bool = False) -> Tensors:
@@ -82,18 +86,30 @@ def to_host(tensors: Tensors) -> Tensors:
     return arrived
 
 
+def share_memory_among_threads() -> None:
+    """Have the C library's heaps be two from now on, and not one for each thread, as far as there are fewer now.
+
+    What one thread frees, others then use: of a server that learns, 50 of 620 MiB at most and 40 of 420 when it rests.
+    Python's threads take turns and seldom meet there. Who says otherwise by ``MALLOC_ARENA_MAX`` is obeyed; nothing
+    happens where the library is not glibc.
+    """
+    mallopt = _c_function("mallopt")
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_M_ARENA_MAX, 2)
+
+
 def give_back_memory() -> None:
     """Return to the system what the C library keeps of freed memory, for later: after large batches of an expert of 8
     million weights, 50 of 409 MiB. It takes some milliseconds. Nothing where the library is not glibc."""
-    trim = _malloc_trim()
+    trim = _c_function("malloc_trim")
     if trim is not None:
         trim(0)
 
 
 @functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return trim
+def _c_function(name: str) -> Callable[..., int] | None:
+    function: Callable[..., int] | None = getattr(ctypes.CDLL(None), name, None)
+    return function
 
 
 def _concatenate(tensors: Tensors, *, pinned: bool) -> torch.Tensor:

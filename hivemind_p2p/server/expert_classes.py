@@ -99,7 +99,11 @@ def _rows(batch_size: int, hidden_dim: int) -> torch.Tensor:
 
 
 def _gelu(x: torch.Tensor) -> torch.Tensor:
-    return nn.functional.gelu(x, approximate="tanh")
+    """Of what was made just now, and nobody else needs: where there will be no backward, it is overwritten."""
+    if torch.is_grad_enabled():
+        return nn.functional.gelu(x, approximate="tanh")
+    changed: torch.Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+    return changed
 
 
 @register_expert_class("ffn", _rows)

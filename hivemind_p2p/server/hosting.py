@@ -13,6 +13,7 @@ import trio
 from hivemind_p2p.errors import ConfigError, HivemindError, RPCError
 from hivemind_p2p.node import Node
 from hivemind_p2p.runtime import ExpertBackend, Runtime, computing
+from hivemind_p2p.runtime.memory import share_memory_among_threads
 from hivemind_p2p.server.declare import declaration, store_records, withdraw_experts
 from hivemind_p2p.server.handler import ConnectionHandler
 from hivemind_p2p.server.replication import StateService, take_over
@@ -52,6 +53,7 @@ async def hosting(
         ConfigError: the node hosts a server already, or a device cannot be used.
         CheckpointError: nothing can be saved.
     """
+    share_memory_among_threads()
     if replicate:
         await take_over(node, experts)
     uids = sorted(experts)

@@ -92,3 +92,16 @@ def test_a_file_of_your_own(tmp_path):
     for missing in (tmp_path / "absent.py", tmp_path):
         with pytest.raises(ConfigError, match="is not a Python file"):
             load_expert_classes(missing)
+
+
+def test_an_ffn_gives_the_same_to_the_last_bit_with_and_without_a_backward():
+    """Without one it overwrites what it no longer needs, which is never what it was given."""
+    module = find_expert_class("ffn").module_class(8)
+    inputs = torch.randn(5, 8)
+    before = inputs.clone()
+    outputs = module(inputs)
+    with torch.inference_mode():
+        assert torch.equal(module(inputs), outputs)
+    with torch.no_grad():
+        assert torch.equal(module(inputs), outputs)
+    assert torch.equal(inputs, before)
