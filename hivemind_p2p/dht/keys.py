@@ -27,6 +27,8 @@ DHTValue: TypeAlias = Any
 
 REGULAR_TAG: Final = msgpack.dumps(None)
 DICTIONARY_TAG: Final = b""
+_IN_A_DICTIONARY: Final = 1
+"""Extension values that a subkey is inside of when its whole dictionary travels."""
 
 
 def key_id(key: DHTKey) -> DHTID:
@@ -62,7 +64,7 @@ def checked_tag(subkey: Subkey, settings: DHTSettings) -> bytes:
         InvalidRecord: as for keys.
     """
     _check_hashable("subkey", subkey)
-    packed = _pack("subkey", subkey)
+    packed = _pack("subkey", subkey, inside=_IN_A_DICTIONARY)
     _check_size("subkey", subkey, packed, settings.max_key_bytes, "use a shorter one, or its digest")
     return packed
 
@@ -115,9 +117,9 @@ def subkey_from(tag: bytes) -> Subkey:
     """The subkey of a tag that a peer sent.
 
     Raises:
-        ValueError: it is not msgpack, or not hashable.
+        ValueError: it is not msgpack, or not hashable, or too deep to travel in a dictionary.
     """
-    subkey = msgpack.loads(tag)
+    subkey = msgpack.loads(tag, inside=_IN_A_DICTIONARY)
     try:
         hash(subkey)
     except TypeError as error:
@@ -134,9 +136,9 @@ def _check_hashable(what: str, thing: object) -> None:
         ) from None
 
 
-def _pack(what: str, thing: object) -> bytes:
+def _pack(what: str, thing: object, *, inside: int = 0) -> bytes:
     try:
-        return msgpack.dumps(thing)
+        return msgpack.dumps(thing, inside=inside)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRecord(
             f"the {what} {thing!r:.80} cannot be stored ({error}): use numbers, text, bytes, and lists, tuples and "

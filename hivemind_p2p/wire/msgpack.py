@@ -42,23 +42,29 @@ class PackedDictionary:
     items: Sequence[tuple[Any, Any, Any]]
 
 
-def dumps(value: object) -> bytes:
+def dumps(value: object, *, inside: int = 0) -> bytes:
     """Pack a value.
+
+    Args:
+        inside: extension values that it will be inside of.
 
     Raises:
         TypeError: it holds something that msgpack cannot carry.
         ValueError, OverflowError: it is nested too deeply, or holds an integer of more than 64 bits.
     """
-    return _dumps(value, 0)
+    return _dumps(value, inside)
 
 
-def loads(raw: bytes) -> Any:
+def loads(raw: bytes, *, inside: int = 0) -> Any:
     """Unpack a value that anybody may have sent.
+
+    Args:
+        inside: extension values that it may come to be inside of.
 
     Raises:
         ValueError: it is not msgpack, or not to the last byte, or nested too deeply.
     """
-    return _loads(raw, 0)
+    return _loads(raw, inside)
 
 
 def _dumps(value: object, depth: int) -> bytes:
