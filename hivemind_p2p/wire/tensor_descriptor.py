@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from reprlib import repr as shown  # what a peer sent may be nested deeper than repr goes
 from typing import Any
 
 MAX_DIMENSIONS = 64
@@ -78,11 +79,11 @@ class TensorDescriptor:
         """
         size = fields.get("size")
         if not isinstance(size, tuple | list) or len(size) > MAX_DIMENSIONS or not all(map(_is_length, size)):
-            raise ValueError(f"the size of a tensor descriptor is not one: {repr(size)[:80]}")
+            raise ValueError(f"the size of a tensor descriptor is not one: {shown(size)[:80]}")
         known = {key: fields[key] for key in _KINDS if key in fields}
         for key, value in known.items():
             if type(value) not in _KINDS[key]:
-                raise ValueError(f"{key} of a tensor descriptor is a {type(value).__name__}: {repr(value)[:80]}")
+                raise ValueError(f"{key} of a tensor descriptor is a {type(value).__name__}: {shown(value)[:80]}")
         return cls(size=tuple(size), **known)
 
     def _shape_text(self) -> str:

@@ -8,10 +8,12 @@ import pytest
 
 from hivemind_p2p.dht.keys import key_id
 from hivemind_p2p.dht.messages import StoreItem
+from hivemind_p2p.dht.protocol import FIND
 from hivemind_p2p.errors import InvalidRecord
-from hivemind_p2p.wire import msgpack
-from tests.dht.swarm import Swarm, now
-from tests.dht.test_poisoning import ask_to_store, attacker
+from hivemind_p2p.rpc import CallContext
+from hivemind_p2p.wire import dht_pb2, msgpack
+from tests.dht.swarm import Swarm, address, now
+from tests.dht.test_poisoning import ask_to_store, attacker, claim
 
 
 def tuples(depth: int) -> Any:
@@ -36,3 +38,27 @@ async def test_the_deepest_subkey_that_is_stored_can_be_read(autojump_clock, swa
     with pytest.raises(InvalidRecord, match="extension values are inside each other"):
         await nodes[0].store("key", "value", now() + 60, subkey=tuples(msgpack.MAX_DEPTH))
     assert await nodes[0].store("key", "value", now() + 60, subkey=tuples(msgpack.MAX_DEPTH - 1))
+
+
+@pytest.mark.parametrize("field", ["size", "dtype"])
+async def test_no_answer_is_too_deep_to_be_refused(autojump_clock, swarm: Swarm, field: str):
+    """A list deeper than Python's stack, as a field of a tensor descriptor, as a subkey."""
+    node, liar = await swarm.node(), await swarm.rpc()
+    deep = b"\x91" * 1000 + b"\x90"
+    fields = b"\x81\xa4size" + deep if field == "size" else b"\x82\xa4size\x90\xa5dtype" + deep
+    descriptor = b"\xc8" + len(fields).to_bytes(2, "big") + b"\x51" + fields
+    entry = b"\x93" + descriptor + b"\xc4\x01\x01" + msgpack.dumps(now() + 60)
+    inner = b"\x93" + msgpack.dumps(1.0) + msgpack.dumps(now() + 60) + b"\x91" + entry
+    dictionary = b"\xc8" + len(inner).to_bytes(2, "big") + b"\x50" + inner
+    asked = []
+
+    def answer(request: dht_pb2.FindRequest, context: CallContext) -> dht_pb2.FindResponse:
+        asked.append(request)
+        result = dht_pb2.FindResult(type=dht_pb2.FOUND_DICTIONARY, value=dictionary, expiration_time=now() + 60)
+        return dht_pb2.FindResponse(results=[result] * len(request.keys), peer=dht_pb2.NodeInfo(node_id=bytes(20)))
+
+    liar.register(FIND, dht_pb2.FindRequest, answer)
+    await liar.network.connect(address(node))
+    await claim(liar, node, 0)
+    assert await node.get("key", latest=True) is None
+    assert asked
