@@ -21,11 +21,13 @@ from hivemind_p2p.dht.keys import DHTID, DICTIONARY_TAG, REGULAR_TAG, subkey_fro
 from hivemind_p2p.errors import ProtocolViolation
 from hivemind_p2p.kademlia import SHA1, Contact, DictionaryValue, ValueWithExpiration, Verdict
 from hivemind_p2p.kademlia.records import Record
-from hivemind_p2p.transport.addresses import read_maddr
+from hivemind_p2p.transport.addresses import read_maddr, split_peer
 from hivemind_p2p.wire import dht_pb2, msgpack
-from hivemind_p2p.wire.peer_id import PeerID
+from hivemind_p2p.wire.peer_id import MAX_LENGTH, PeerID
 
 _CACHED: Final = 2**14
+_LONGEST_MADDR: Final = 512
+"""Bytes; a name, a port, a relay and a peer id take less than 400."""
 _REASONS: Final = frozenset(verdict.value for verdict in Verdict if not verdict)
 PeerContact: TypeAlias = Contact[PeerID]
 Addresses: TypeAlias = Mapping[PeerID, Sequence[Multiaddr]]
@@ -290,16 +292,26 @@ def _id(raw: bytes) -> DHTID:
         raise ProtocolViolation(str(error)) from None
 
 
-@lru_cache(_CACHED)  # every answer names many addresses, mostly the same ones, and reading one is slow
 def _maddr(raw: bytes) -> Multiaddr | None:
+    return _short_maddr(raw) if len(raw) <= _LONGEST_MADDR else None  # what is kept for reuse must be small
+
+
+@lru_cache(_CACHED)  # every answer names many addresses, mostly the same ones, and reading one is slow
+def _short_maddr(raw: bytes) -> Multiaddr | None:
     try:
-        return read_maddr(raw)
+        maddr = read_maddr(raw)
+        split_peer(maddr)  # it may end in what is no peer id
+        return maddr
     except ValueError:
         return None
 
 
-@lru_cache(_CACHED)  # likewise; and ids that are one object are equal at a glance
 def _peer_id(raw: bytes) -> PeerID | None:
+    return _short_peer_id(raw) if len(raw) <= MAX_LENGTH else None
+
+
+@lru_cache(_CACHED)  # likewise; and ids that are one object are equal at a glance
+def _short_peer_id(raw: bytes) -> PeerID | None:
     try:
         return PeerID(raw)
     except ValueError:

@@ -8,7 +8,8 @@ from typing import Final
 
 import base58
 
-_MAX_LENGTH: Final = 64
+MAX_LENGTH: Final = 64
+"""Bytes of a peer id."""
 _IDENTITY: Final = b"\x00"
 _SHA2_256: Final = b"\x12\x20"
 
@@ -27,7 +28,7 @@ class PeerID:
         raw = bytes(raw)
         identity = raw[:1] == _IDENTITY and len(raw) >= 2 and len(raw) == 2 + raw[1]
         sha256 = raw[:2] == _SHA2_256 and len(raw) == 34
-        if len(raw) > _MAX_LENGTH or not (identity or sha256):
+        if len(raw) > MAX_LENGTH or not (identity or sha256):
             raise ValueError(f"{raw[:40].hex()!r} is not a peer id: expected an identity or SHA-256 multihash")
         self._raw = raw
         self._hash = hash(raw)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
 
+from hivemind_p2p.config import DHTSettings
+from hivemind_p2p.dht import messages
 from hivemind_p2p.dht.keys import key_id
 from hivemind_p2p.dht.messages import StoreItem
-from hivemind_p2p.dht.protocol import FIND
+from hivemind_p2p.dht.protocol import FIND, PING
 from hivemind_p2p.errors import InvalidRecord
 from hivemind_p2p.rpc import CallContext
 from hivemind_p2p.wire import dht_pb2, msgpack
+from hivemind_p2p.wire.peer_id import PeerID
 from tests.dht.swarm import Swarm, address, now
 from tests.dht.test_poisoning import ask_to_store, attacker, claim
 
@@ -62,3 +66,44 @@ async def test_no_answer_is_too_deep_to_be_refused(autojump_clock, swarm: Swarm,
     await claim(liar, node, 0)
     assert await node.get("key", latest=True) is None
     assert asked
+
+
+ODD_MADDRS = {
+    "no peer id": b"\x04\x01\x02\x03\x04\x06\x00\x01\xa5\x03\x48\x00\x46" + bytes(70),  # /p2p with a key of 70 bytes
+    "long": b"\x04\x01\x02\x03\x04" * 1000,
+}
+
+
+@pytest.mark.parametrize("maddr", ODD_MADDRS.values(), ids=ODD_MADDRS.keys())
+async def test_an_odd_address_is_passed_over_wherever_it_stands(autojump_clock, swarm: Swarm, maddr: bytes):
+    node, liar = await swarm.node(), await swarm.rpc()
+    sender = dht_pb2.NodeInfo(node_id=bytes(20), maddrs=[maddr])
+    asked = []
+
+    def answer(request: dht_pb2.FindRequest, context: CallContext) -> dht_pb2.FindResponse:
+        asked.append(request)
+        named = dht_pb2.FindResult(nearest_node_ids=[b"\x01" * 20], nearest_peer_ids=[b"\x00\x01\x01"])
+        told = dht_pb2.PeerAddresses(peer_id=b"\x00\x01\x01", maddrs=[maddr])
+        return dht_pb2.FindResponse(results=[named] * len(request.keys), peer=sender, nearest_peer_addresses=[told])
+
+    liar.register(FIND, dht_pb2.FindRequest, answer)
+    await liar.network.connect(address(node))
+    ping = dht_pb2.PingRequest(peer=sender)
+    await liar.call(node.protocol.own.peer, PING, ping, dht_pb2.PingResponse, timeout=3)
+    assert await node.get("key", latest=True) is None
+    assert asked
+    assert not node.protocol.network.addresses(PeerID(b"\x00\x01\x01"))
+
+
+def test_what_is_kept_for_reuse_of_what_peers_send_is_small():
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            odd = b"\x04" + number.to_bytes(4, "big") + bytes(2**18)
+            assert messages.maddrs_in([odd], 6) == []
+            result = dht_pb2.FindResult(nearest_node_ids=[bytes(20)], nearest_peer_ids=[odd])
+            answer = dht_pb2.FindResponse(results=[result], peer=messages.node_info(1))
+            assert not messages.find_answer(answer, [5], DHTSettings(), 0.0).found[5].nearest
+        assert tracemalloc.get_traced_memory()[0] < 2**21
+    finally:
+        tracemalloc.stop()
