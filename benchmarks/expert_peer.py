@@ -45,6 +45,8 @@ def connect(system: str, peers: list) -> tuple:
     import torch
 
     torch.set_num_threads(1)
+    # Who calls torch's backward with gradients for the first time waits half a second until torch has loaded sympy.
+    torch.ones(1, requires_grad=True).clone().backward(torch.ones(1))
     dht_class, _, get_experts = load(system)
     dht = dht_class(peers, start=True, client_mode=True)
     experts = {}
