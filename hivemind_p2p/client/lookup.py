@@ -11,7 +11,7 @@ from hivemind_p2p.client.beam_search import ExpertInfo, Listing
 from hivemind_p2p.dht import DHTNode
 from hivemind_p2p.kademlia import ValueWithExpiration
 from hivemind_p2p.wire.expert_uid import is_valid_uid
-from hivemind_p2p.wire.peer_id import PeerID
+from hivemind_p2p.wire.peer_id import MAX_TEXT, PeerID
 
 MAX_LISTINGS: Final = 65_536
 
@@ -54,7 +54,7 @@ def _entries(value: dict[Any, Any]) -> Iterator[ValueWithExpiration[Any]]:
 
 def peer_id_from(text: object) -> PeerID | None:
     """The peer id of its base58 text; None if it is none."""
-    return _peer_id_from(text) if isinstance(text, str) else None
+    return _peer_id_from(text) if isinstance(text, str) and len(text) <= MAX_TEXT else None
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,8 @@ import base58
 
 MAX_LENGTH: Final = 64
 """Bytes of a peer id."""
+MAX_TEXT: Final = 128
+"""Characters of its text; reading a long one takes the square of its length."""
 _IDENTITY: Final = b"\x00"
 _SHA2_256: Final = b"\x12\x20"
 
@@ -40,6 +42,8 @@ class PeerID:
         Raises:
             ValueError: the text is neither.
         """
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"{text[:80]!r}... is not the text of a peer id: it has {len(text)} characters")
         try:
             if text[:1] == "b" and len(text) > 50:  # CIDv1 in base32, as some multiaddrs carry it
                 cid = base64.b32decode(text[1:].upper() + "=" * (-(len(text) - 1) % 8))
