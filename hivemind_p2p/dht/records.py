@@ -15,7 +15,7 @@ from hivemind_p2p.dht import messages
 from hivemind_p2p.dht.keys import DHTID, DICTIONARY_TAG, REGULAR_TAG
 from hivemind_p2p.dht.messages import StoreItem
 from hivemind_p2p.dht.validation import CompositeValidator, DHTRecord
-from hivemind_p2p.kademlia import SHA1, RecordStorage, Shares, ValueWithExpiration, Verdict
+from hivemind_p2p.kademlia import SHA1, DictionaryValue, RecordStorage, Shares, ValueWithExpiration, Verdict
 from hivemind_p2p.kademlia.records import Record
 from hivemind_p2p.wire.peer_id import PeerID
 
@@ -41,10 +41,18 @@ class Records:
         )
 
     def local(self, key: DHTID) -> ValueWithExpiration[Record] | None:
-        """What we have for a key, stored or cached, whichever expires later."""
+        """What we have for a key, stored or cached: whichever expires later, or of two dictionaries all subkeys."""
         now = self._clock()
-        found = [item for item in (self.storage.get(key, now), self.cache.get(key, now)) if item is not None]
-        return max(found, key=lambda item: item.expiration_time, default=None)
+        stored, cached = self.storage.get(key, now), self.cache.get(key, now)
+        if stored is None or cached is None:
+            return stored if cached is None else cached
+        latest = max(stored, cached, key=lambda item: item.expiration_time)
+        if not isinstance(stored.value, DictionaryValue) or not isinstance(cached.value, DictionaryValue):
+            return latest
+        merged = self.storage.new_dictionary()
+        merged.merge(stored.value, now=now)
+        merged.merge(cached.value, now=now)
+        return ValueWithExpiration(merged, latest.expiration_time)
 
     def accept(self, item: StoreItem, by: PeerID | None) -> Verdict:
         """Store a record, or say why not. Of a dictionary each subkey is tried; the worst that happened is the verdict.

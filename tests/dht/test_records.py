@@ -44,6 +44,19 @@ def test_cached_copies_make_room_for_what_is_stored():
     assert repr(kept) == "<Records: 10 stored, 0 cached>"
 
 
+def test_a_cached_dictionary_hides_nothing_that_is_stored():
+    kept = records()
+    for name, expiration_time, in_cache in (("x", 40.0, True), ("y", 60.0, True), ("y", 50.0, False), ("z", 50.0, False)):
+        subkey = StoreItem(1, msgpack.dumps(name), f"{name} {in_cache}".encode(), expiration_time, in_cache)
+        assert kept.accept(subkey, PEERS[0])
+    dictionary, expiration_time = kept.local(1)
+    assert {msgpack.loads(tag): entry for tag, entry in dictionary.items(0.0)} == {
+        "x": (b"x True", 40.0), "y": (b"y True", 60.0), "z": (b"z False", 50.0)
+    }  # fmt: skip
+    assert expiration_time == 60.0
+    assert len(kept.storage.get(1, 0.0).value) == len(kept.cache.get(1, 0.0).value) == 2  # neither was written to
+
+
 def test_no_peer_takes_the_room_of_all():
     kept = records()
     flood = [kept.accept(item(n), PEERS[0]) for n in range(20)]
