@@ -120,12 +120,23 @@ class Records:
         count, nbytes = len(self.storage), self.storage.nbytes
         if by is not None and not self._shares.allow(by, size, count=count, nbytes=nbytes, now=now):
             return Verdict.OVER_SHARE
+        before = self.storage.get(item.key, now)
         verdict = self._put(self.storage, item, tag, now)
         if verdict:
+            self._count_no_more(item.key, tag, before, now)
             if by is not None:
                 self._shares.stored(by, (item.key, tag), size, item.expiration_time, now=now)
             self.cache.limit_bytes(self._settings.max_stored_bytes - self.storage.nbytes, now=now)
         return verdict
+
+    def _count_no_more(self, key: DHTID, tag: bytes, before: ValueWithExpiration[Record] | None, now: float) -> None:
+        """What was stored in place of ``before`` has ended somebody's part of it, or, of another kind, all of it."""
+        self._shares.discard((key, tag))
+        if before is not None and tag == REGULAR_TAG and isinstance(before.value, DictionaryValue):
+            for subkey, _ in before.value.items(now):
+                self._shares.discard((key, subkey))
+        elif before is not None and isinstance(before.value, bytes):
+            self._shares.discard((key, REGULAR_TAG))
 
     @staticmethod
     def _put(storage: RecordStorage, item: StoreItem, tag: bytes, now: float) -> Verdict:

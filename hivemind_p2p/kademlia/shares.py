@@ -55,6 +55,10 @@ class Shares(Generic[K, O]):
         share.count += 1
         share.nbytes += size
 
+    def discard(self, key: K) -> None:
+        """The entry under ``key`` is no more, before its time; nothing happens when there was none."""
+        self._entries.discard(key)
+
     def __repr__(self) -> str:
         return f"<Shares of {len(self._shares)} owners in {len(self._entries)} entries>"
 

@@ -46,7 +46,12 @@ def test_cached_copies_make_room_for_what_is_stored():
 
 def test_a_cached_dictionary_hides_nothing_that_is_stored():
     kept = records()
-    for name, expiration_time, in_cache in (("x", 40.0, True), ("y", 60.0, True), ("y", 50.0, False), ("z", 50.0, False)):
+    for name, expiration_time, in_cache in (
+        ("x", 40.0, True),
+        ("y", 60.0, True),
+        ("y", 50.0, False),
+        ("z", 50.0, False),
+    ):
         subkey = StoreItem(1, msgpack.dumps(name), f"{name} {in_cache}".encode(), expiration_time, in_cache)
         assert kept.accept(subkey, PEERS[0])
     dictionary, expiration_time = kept.local(1)
@@ -64,6 +69,19 @@ def test_no_peer_takes_the_room_of_all():
     for peer in PEERS[1:3]:  # the others find room: two records each are their share
         assert [kept.accept(item(key_id(f"{peer} {n}"), 99), peer) for n in range(2)] == [Verdict.STORED] * 2
     assert kept.accept(item(999), PEERS[5]) is Verdict.NO_ROOM
+
+
+def test_what_was_replaced_is_nobodys_share_any_more():
+    kept = records(DHTSettings(max_stored_records=4, max_peer_share=0.25))
+    for n in range(100):  # values and dictionaries in turn, each in the place of the one before
+        tag = msgpack.dumps(None if n % 2 else n)
+        assert kept.accept(StoreItem(1, tag, b"theirs", 50.0 + n), PEERS[0])
+    assert repr(kept._shares) == "<Shares of 1 owners in 1 entries>"
+    for n in range(2):
+        assert kept.accept(item(2 + n), PEERS[1 + n])
+    assert kept.accept(item(4), PEERS[0]) is Verdict.OVER_SHARE
+    assert kept.accept(item(1, expiration_time=200.0), None)  # ours now
+    assert kept.accept(item(4), PEERS[0]) is Verdict.STORED
 
 
 def test_every_verdict():

@@ -14,7 +14,11 @@ LONGEST = bytes([0, MAX_LENGTH - 2]) + b"\xff" * (MAX_LENGTH - 2)
 
 def test_every_form_of_the_longest_id_is_read():
     peer, cid = PeerID(LONGEST), b"\x01\x72" + LONGEST
-    texts = [peer.base58, "b" + base64.b32encode(cid).decode().lower().rstrip("="), "z" + base58.b58encode(cid).decode()]
+    texts = [
+        peer.base58,
+        "b" + base64.b32encode(cid).decode().lower().rstrip("="),
+        "z" + base58.b58encode(cid).decode(),
+    ]
     for text in texts:
         assert len(text) <= MAX_TEXT
         assert PeerID.from_base58(text) == peer
