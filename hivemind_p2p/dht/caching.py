@@ -18,7 +18,8 @@ from hivemind_p2p.dht.keys import DHTID, REGULAR_TAG
 from hivemind_p2p.dht.messages import PeerContact, StoreItem, record_item
 from hivemind_p2p.dht.protocol import DHTProtocol
 from hivemind_p2p.dht.search import Search, Searches
-from hivemind_p2p.kademlia import ExpiringStorage, Verdict
+from hivemind_p2p.kademlia import ExpiringStorage, ValueWithExpiration, Verdict
+from hivemind_p2p.kademlia.records import Record
 
 logger = logging.getLogger(__name__)
 _BATCH: Final = 64
@@ -40,13 +41,13 @@ class Caching:
         """A lookup found a value."""
         if search.best is None:
             return
-        value, expiration_time = search.best
+        expiration_time = search.best.expiration_time
         now = self._protocol.clock()
         ours, cached = self._protocol.records.local(search.key), self._protocol.cache.get(search.key, now)
         is_newer = ours is None or ours.expiration_time < expiration_time
         # A dictionary may have news in any of its subkeys, whenever the last of them expires.
         if (is_newer and self._settings.cache_locally) or cached is not None:
-            self._protocol.cache.store_record(search.key, value, expiration_time, now=now)
+            self._keep(search.key, search.best, now)
         if is_newer:
             lacking = [contact for contact in nearest if contact.node_id not in search.holders]
             for contact in lacking[: self._settings.cache_nearest]:
@@ -101,6 +102,18 @@ class Caching:
 
     def __repr__(self) -> str:
         return f"<Caching, {len(self._to_refresh)} keys to refresh>"
+
+    def _keep(self, key: DHTID, found: ValueWithExpiration[Record], now: float) -> None:
+        """Into our cache, but for what lasts longer than records may: nobody could replace it there."""
+        cache, until = self._protocol.cache, now + self._settings.max_lifetime
+        record, expiration_time = found
+        if isinstance(record, bytes):
+            if expiration_time <= until:
+                cache.store(key, record, expiration_time, now=now)
+            return
+        for subkey, item in record.items(now):
+            if item.expiration_time <= until:
+                cache.store_subkey(key, subkey, item.value, item.expiration_time, now=now)
 
     def _due(self) -> list[DHTID]:
         now, due = self._protocol.clock(), list[DHTID]()

@@ -11,9 +11,9 @@ from multiaddr import Multiaddr
 from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht import DHTNode
 from hivemind_p2p.dht.keys import key_id
-from hivemind_p2p.dht.messages import StoreItem, record_item, store_request
+from hivemind_p2p.dht.messages import StoreItem, pack_dictionary, record_item, store_request
 from hivemind_p2p.dht.protocol import FIND, PING, STORE
-from hivemind_p2p.kademlia import SHA1, ValueWithExpiration
+from hivemind_p2p.kademlia import SHA1, DictionaryValue, ValueWithExpiration
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.wire import dht_pb2, msgpack
 from hivemind_p2p.wire.peer_id import PeerID
@@ -269,3 +269,27 @@ async def test_false_addresses_do_not_hide_a_peer(autojump_clock, swarm: Swarm, 
     await late.bootstrap([address(nodes[0])])
     await (await late.protocol.network.open_stream(innocent, PING)).aclose()
     assert late.protocol.network.connections(innocent)
+
+
+@pytest.mark.parametrize("subkey", [None, "part"])
+async def test_a_lie_without_an_end_is_not_kept(autojump_clock, swarm: Swarm, subkey: str | None):
+    node = await swarm.node()
+    liar = await attacker(swarm, node)
+    item = StoreItem(key_id("key"), msgpack.dumps(subkey), msgpack.dumps("lie"), float("inf"))
+    lie = {"type": dht_pb2.FOUND_REGULAR, "value": item.value}
+    if subkey is not None:
+        dictionary = DictionaryValue()
+        dictionary.store(item.tag, item.value, item.expiration_time, now=now())
+        lie = {"type": dht_pb2.FOUND_DICTIONARY, "value": pack_dictionary(dictionary, now())}
+    result = dht_pb2.FindResult(expiration_time=float("inf"), **lie)
+    answer = dht_pb2.FindResponse(results=[result], peer=dht_pb2.NodeInfo(node_id=bytes(20)))
+    liar.register(FIND, dht_pb2.FindRequest, lambda request, context: answer)
+    await claim(liar, node, 0)
+
+    def seen(found: ValueWithExpiration | None) -> object:
+        return found.value if subkey is None else found.value[subkey].value
+
+    assert seen(await node.get("key", latest=True)) == "lie"
+    answer.results[0].Clear()
+    assert await node.store("key", "truth", now() + 60, subkey=subkey)
+    assert seen(await node.get("key")) == seen(await node.get("key", latest=True)) == "truth"
