@@ -119,6 +119,8 @@ class Searches:
                 if shared is None:
                     new[key] = search
                 else:
+                    if search.best is not None:  # it may have come here since that search began
+                        shared.offer(search.best, self._protocol.clock())
                     search = shared
             searches[key] = search
         if new:

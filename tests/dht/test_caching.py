@@ -8,8 +8,11 @@ import trio
 
 from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht.keys import key_id
+from hivemind_p2p.dht.protocol import FIND, PING
 from hivemind_p2p.kademlia import SHA1
-from tests.dht.swarm import Swarm, holders, now
+from hivemind_p2p.rpc import CallContext
+from hivemind_p2p.wire import dht_pb2
+from tests.dht.swarm import Swarm, address, holders, now
 
 PLAIN = DHTSettings(cache_locally=False, cache_nearest=0, cache_on_store=False)
 
@@ -103,6 +106,35 @@ async def test_callers_who_want_the_same_share_one_lookup(autojump_clock, swarm:
             nursery.start_soon(read)
     assert [item.value for item in found] == [1] * 20
     assert 0 < swarm.count()["find"] <= alone
+
+
+async def test_who_shares_a_lookup_sees_what_came_here_since_it_began(autojump_clock, swarm: Swarm):
+    node, peer = await swarm.node(), await swarm.rpc()
+    asked, found, go_on = [], {}, trio.Event()
+    sender = dht_pb2.NodeInfo(node_id=bytes(20))
+
+    async def answer(request: dht_pb2.FindRequest, context: CallContext) -> dht_pb2.FindResponse:
+        asked.append(request)
+        await go_on.wait()
+        return dht_pb2.FindResponse(results=[dht_pb2.FindResult()], peer=sender)
+
+    async def read(name: str) -> None:
+        found[name] = (await node.get("key", latest=True)).value
+
+    peer.register(FIND, dht_pb2.FindRequest, answer)
+    await peer.network.connect(address(node))
+    assert await node.store("key", "old", now() + 100)
+    await peer.call(node.protocol.own.peer, PING, dht_pb2.PingRequest(peer=sender), dht_pb2.PingResponse, timeout=3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, "before")
+        await trio.sleep(0.1)
+        assert await node.store("key", "new", now() + 200)
+        nursery.start_soon(read, "after")
+        await trio.sleep(0.1)
+        assert not found
+        go_on.set()
+    assert found["after"] == "new"
+    assert len(asked) == 1
 
 
 async def test_those_who_wait_go_on_when_the_first_gives_up(autojump_clock, swarm: Swarm):
