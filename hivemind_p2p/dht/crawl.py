@@ -47,7 +47,7 @@ class Crawl:
         content: Callable[[DHTID, Sequence[PeerContact]], bool] = lambda target, answered: False,
     ) -> None:
         self._protocol, self._on_answer, self._on_finished = protocol, on_answer, on_finished
-        settings, now = protocol.settings, protocol.clock()
+        settings, now = protocol.settings, trio.current_time()
         self._unfinished = dict.fromkeys(targets)
         seeds = {
             contact: None

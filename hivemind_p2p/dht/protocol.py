@@ -11,6 +11,7 @@ and stays out of tables. Calls return None when the peer failed, whatever the re
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -31,7 +32,7 @@ from hivemind_p2p.dht.peer_routing import PeerRouting
 from hivemind_p2p.dht.records import Records
 from hivemind_p2p.dht.trace import DHTTrace
 from hivemind_p2p.dht.validation import CompositeValidator
-from hivemind_p2p.errors import HivemindError, Unauthorized
+from hivemind_p2p.errors import HivemindError, ProtocolViolation, Unauthorized
 from hivemind_p2p.kademlia import SHA1, Contact, RoutingTable, Verdict
 from hivemind_p2p.transport.addresses import split_peer
 from hivemind_p2p.wire import dht_pb2
@@ -161,6 +162,8 @@ class DHTProtocol:
         try:
             response = await self._request(peer, PING, request, dht_pb2.PingResponse, timeout)
             node_id = messages.node_id_in(response.peer)
+            if not math.isfinite(response.dht_time):
+                raise ProtocolViolation(f"{peer} says that the time is {response.dht_time}")
         except HivemindError:
             self.silent(peer)
             raise
@@ -205,7 +208,7 @@ class DHTProtocol:
         Returns:
             None when the peer failed or is passed over for having failed just now.
         """
-        if self.blacklist.passes_over(peer, self.clock()):
+        if self.blacklist.passes_over(peer, trio.current_time()):
             return None
         ids = [SHA1.to_bytes(key) for key in keys]
         request = dht_pb2.FindRequest(keys=ids, peer=self._node_info(), tell_nearest=tell_nearest)
@@ -229,7 +232,7 @@ class DHTProtocol:
 
     def silent(self, peer: PeerID) -> None:
         """Note that a peer did not answer."""
-        self.blacklist.failed(peer, self.clock())
+        self.blacklist.failed(peer, trio.current_time())  # a clock may be set back
         self.peer_routing.silent(peer)
         node_id = self.table.id_of(peer)
         if node_id is not None:

@@ -78,7 +78,7 @@ async def store_items(
     Returns:
         For each item, in order, whether any node stored it, or why the last one that was asked did not.
     """
-    settings, now = protocol.settings, protocol.clock()
+    settings, now = protocol.settings, trio.current_time()
     replicas, we_keep = settings.num_replicas, not exclude_self and not protocol.client_mode
     keys = {key: _Key(key, each, [], [Verdict.UNKNOWN] * len(each)) for key, each in items.items()}
     unsettled = keys

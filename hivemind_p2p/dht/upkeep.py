@@ -146,10 +146,10 @@ class Upkeep:
                 met += 1
             else:
                 ghosts += 1
-        now = self._protocol.clock()
+        now = trio.current_time()  # a clock may be set back
         if met >= _ANOTHER_SWARM and now >= self._next_tour:
             self._next_tour = now + _TOUR_EVERY
-            await self.refresh(now + 1.0)
+            await self.refresh(math.inf)
 
     async def _greet(self, stranger: PeerContact) -> bool:
         """Get to know a node; whether it is there, under the id by which it was named."""

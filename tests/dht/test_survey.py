@@ -6,8 +6,11 @@ import pytest
 
 from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht.clock import ClockOffsets
+from hivemind_p2p.dht.protocol import PING
+from hivemind_p2p.errors import ProtocolViolation
+from hivemind_p2p.wire import dht_pb2
 from hivemind_p2p.wire.peer_id import PeerID
-from tests.dht.swarm import Swarm, now
+from tests.dht.swarm import Swarm, address, now
 
 PEERS = [PeerID(b"\x00\x01" + bytes([n])) for n in range(100)]
 
@@ -43,3 +46,15 @@ def test_who_is_alone_with_its_time_is_told(caplog):
     for peer in PEERS:
         offsets.add(peer, -2.0)
     assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), float("-inf")])
+async def test_who_tells_no_time_is_not_believed(autojump_clock, swarm: Swarm, time: float):
+    node, liar = await swarm.node(), await swarm.rpc()
+    pong = dht_pb2.PingResponse(peer=dht_pb2.NodeInfo(node_id=bytes(20)), dht_time=time)
+    liar.register(PING, dht_pb2.PingRequest, lambda request, context: pong)
+    await liar.network.connect(address(node))
+    with pytest.raises(ProtocolViolation, match="says that the time is"):
+        await node.protocol.ping(liar.network.peer_id)
+    assert node.clock_offset is None
+    assert len(node.protocol.table) == 0

@@ -61,6 +61,18 @@ async def test_a_clock_that_is_wrong_cannot_join(autojump_clock, swarm: Swarm):
     await swarm.node(clock=lambda: now() - 2)  # what peers may differ by
 
 
+async def test_a_clock_that_is_set_back_does_not_lengthen_what_is_passed_over(autojump_clock, swarm: Swarm):
+    ahead = 3 * 3600.0
+    node, other = await swarm.node(), await swarm.node(clock=lambda: now() + ahead, join=False, client_mode=True)
+    await other.protocol.ping(await other.protocol.network.connect(address(node)))
+    swarm.world.partition([node.protocol.network])
+    assert await other.protocol.find(node.protocol.own.peer, [5]) is None
+    swarm.world.heal()
+    ahead = 0.0
+    await trio.sleep(6)  # blacklist_time, and a little
+    assert await other.protocol.find(node.protocol.own.peer, [5]) is not None
+
+
 async def test_clients_are_in_no_table_and_are_asked_nothing(autojump_clock, swarm: Swarm):
     nodes = await swarm.grow(8)
     client = await swarm.node(client_mode=True)
