@@ -78,7 +78,7 @@ class TokenAuthorizerBase(AuthorizerBase):
 
     @abc.abstractmethod
     def is_token_valid(self, access_token: AccessToken) -> bool:
-        """Whether the authority gave out this token, and it has not expired. Anybody may have sent it."""
+        """Whether the authority gave out this token, and it has not expired. Anybody may have sent it; raising refuses it."""
 
     @abc.abstractmethod
     def does_token_need_refreshing(self, access_token: AccessToken) -> bool:
@@ -94,7 +94,7 @@ class TokenAuthorizerBase(AuthorizerBase):
     async def validate_request(self, request: Request) -> bool:
         """Whether its sender has a token and signed it just now, for us or for anybody, for the first time."""
         auth, now = request.auth, self._clock()
-        if not _is_signed_by(auth.client_access_token, request) or not self.is_token_valid(auth.client_access_token):
+        if not _is_signed_by(auth.client_access_token, request) or not self._is_good(auth.client_access_token):
             return False
         if auth.service_public_key not in (b"", self.local_public_key):
             return False
@@ -114,9 +114,16 @@ class TokenAuthorizerBase(AuthorizerBase):
         auth = response.auth
         return (
             _is_signed_by(auth.service_access_token, response)
-            and self.is_token_valid(auth.service_access_token)
+            and self._is_good(auth.service_access_token)
             and auth.nonce == request.auth.nonce
         )
+
+    def _is_good(self, token: AccessToken) -> bool:
+        try:
+            return self.is_token_valid(token)
+        except Exception:  # the boundary of one message: users' code, and anybody's token
+            logger.exception("%r failed at a token, which is refused: %.300r", self, token)
+            return False
 
     async def _current_token(self) -> AccessToken:
         if self._token is None or self.does_token_need_refreshing(self._token):

@@ -44,6 +44,8 @@ def verify(public_key: bytes, data: bytes, signature: bytes) -> bool:
 
 @lru_cache(maxsize=256)
 def _load(public_key: bytes) -> rsa.RSAPublicKey:
+    if not public_key.startswith(b"ssh-rsa "):  # of other kinds some are garbage in ways of their own
+        raise ValueError("not an RSA key")
     key = serialization.load_ssh_public_key(public_key)
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size > _LARGEST_KEY:
         raise ValueError(f"not an RSA key of at most {_LARGEST_KEY} bits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 
 import pytest
@@ -145,3 +146,37 @@ async def test_garbage_in_the_authorization_is_refused(autojump_clock, swarm: Sw
 def _unsigned(request: dht_pb2.FindRequest) -> bytes:
     request.auth.signature = b""
     return request.SerializeToString()
+
+
+class Trusting(Authorizer):
+    """Looks at what a token says before it looks at who signed it."""
+
+    def is_token_valid(self, access_token: AccessToken) -> bool:
+        return float(access_token.expiration_time) > now() and super().is_token_valid(access_token)
+
+
+class Babbler(Forger):
+    """Its tokens do not say when they expire."""
+
+    async def get_token(self) -> AccessToken:
+        token = await super().get_token()
+        token.expiration_time = "tomorrow"
+        return token
+
+    def does_token_need_refreshing(self, access_token: AccessToken) -> bool:
+        return False
+
+
+async def test_a_token_that_the_rules_fail_at_is_refused(autojump_clock, swarm: Swarm, caplog):
+    node, other = await swarm.node(authorizer=Trusting()), await swarm.node(authorizer=Babbler(), join=False)
+    with pytest.raises(BootstrapError, match="did not show that it may use this swarm"):
+        await other.bootstrap([address(node)])
+    peer = await node.protocol.network.connect(address(other))
+    assert await node.protocol.find(peer, [5]) is None
+    assert len(node.protocol.table) == 0
+    assert "failed at a token, which is refused" in caplog.text
+
+
+def test_keys_of_other_kinds_are_no_keys():
+    compressed = base64.b64encode(b"\0\0\0\x13ecdsa-sha2-nistp256\0\0\0\x08nistp256\0\0\0\x21\x02" + bytes(32))
+    assert not rsa_keys.verify(b"ecdsa-sha2-nistp256 " + compressed, b"data", b"")
