@@ -51,7 +51,7 @@ class RSASignatureValidator(RecordValidatorBase):
 
     def validate(self, record: DHTRecord) -> bool:
         """Whether the record names no owner, or exactly one who signed it."""
-        owners = {*_RSA_OWNER.findall(record.key), *_RSA_OWNER.findall(record.subkey)}
+        owners = _rsa_owners(record)
         if not owners:
             return True
         signatures = _RSA_SIGNATURE.findall(record.value)
@@ -67,8 +67,8 @@ class RSASignatureValidator(RecordValidatorBase):
         return record.value + b"[signature:" + signature + b"]"
 
     def strip_value(self, record: DHTRecord) -> bytes:
-        """The value without signatures."""
-        return _RSA_SIGNATURE.sub(b"", record.value)
+        """The value without signatures, if the record names an owner; otherwise what looks like one is the value's."""
+        return _RSA_SIGNATURE.sub(b"", record.value) if _rsa_owners(record) else record.value
 
     @property
     def priority(self) -> int:
@@ -158,6 +158,10 @@ class Ed25519SignatureValidator(RecordValidatorBase):
 
     def __repr__(self) -> str:
         return f"<Ed25519SignatureValidator {self._peer_id!r}>"
+
+
+def _rsa_owners(record: DHTRecord) -> set[bytes]:
+    return {*_RSA_OWNER.findall(record.key), *_RSA_OWNER.findall(record.subkey)}
 
 
 def _rsa_signed(record: DHTRecord, value: bytes) -> bytes:

@@ -9,7 +9,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemind_p2p.dht import CompositeValidator, DHTRecord, Ed25519SignatureValidator, RSASignatureValidator
+from hivemind_p2p.dht import (
+    CompositeValidator,
+    DHTRecord,
+    Ed25519SignatureValidator,
+    RecordValidatorBase,
+    RSASignatureValidator,
+)
 from hivemind_p2p.dht.keys import key_id
 from hivemind_p2p.kademlia import SHA1
 from hivemind_p2p.transport.identity import Identity
@@ -45,7 +51,7 @@ def record(subkey: object, value: object = 1, expiration_time: float = 1.9e9) ->
     return DHTRecord(KEY, msgpack.dumps(subkey), msgpack.dumps(value), expiration_time)
 
 
-def signed(validator: RSASignatureValidator | Ed25519SignatureValidator, unsigned: DHTRecord) -> DHTRecord:
+def signed(validator: RecordValidatorBase, unsigned: DHTRecord) -> DHTRecord:
     return replace(unsigned, value=validator.sign_value(unsigned))
 
 
@@ -147,6 +153,14 @@ def test_hivemind_passes_over_what_an_identity_signed(rsa_key):
     theirs = RSASignatureValidator(rsa_key)
     assert theirs.validate(sealed)
     assert theirs.strip_value(sealed) == sealed.value
+
+
+def test_what_looks_like_a_signature_in_a_value_of_nobody_is_left_there(rsa_key):
+    validators = CompositeValidator([RSASignatureValidator(rsa_key)])
+    plain = record("worker", "they end in [signature:...], mostly")
+    assert signed(validators, plain) == plain
+    assert validators.validate(plain)
+    assert validators.strip_value(plain) == plain.value
 
 
 def test_both_kinds_at_once(rsa_key):
