@@ -18,6 +18,7 @@ from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.dht.protocol import DHTProtocol
+from hivemind_p2p.transport.addresses import split_peer
 
 logger = logging.getLogger(__name__)
 MOST: Final = 32
@@ -39,7 +40,7 @@ def load(path: Path) -> Sequence[Multiaddr]:
         with path.open("rb") as file:
             stored = json.loads(file.read(_LARGEST))
         maddrs = [Multiaddr(text) for text in stored["peers"][: MOST * _ADDRESSES]]
-        return [maddr for maddr in maddrs if "/p2p/" in str(maddr)]
+        return [maddr for maddr in maddrs if split_peer(maddr)[1] is not None]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, LookupError, TypeError, MultiaddrError) as error:
@@ -53,9 +54,13 @@ def save(path: Path, maddrs: Sequence[Multiaddr]) -> None:
         return
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"peers": [str(maddr) for maddr in maddrs]}, file, indent=1)
-        os.replace(temporary, path)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump({"peers": [str(maddr) for maddr in maddrs]}, file, indent=1)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)  # it is tried again every few minutes
+            raise
     except OSError as error:
         logger.warning("the peers of this run cannot be kept in %s: %s", path, error)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
+import base58
 import pytest
 import trio
 from multiaddr import Multiaddr
@@ -54,6 +56,22 @@ def test_a_broken_file_is_passed_over(tmp_path: Path, caplog, content: str):
     assert remembered.load(file) == []
     assert "cannot be read, and are passed over" in caplog.text
     assert remembered.load(tmp_path / "absent") == []
+
+
+async def test_an_address_of_nobody_is_passed_over(autojump_clock, swarm: Swarm, tmp_path: Path, caplog):
+    file, nobody = tmp_path / "peers", base58.b58encode(b"\x00\x46" + bytes(70)).decode()
+    file.write_text(json.dumps({"peers": [f"/ip4/10.0.9.9/tcp/1/p2p/{nobody}"]}))
+    assert not await (await swarm.node(remember_in=file)).rejoin()
+    assert "cannot be read, and are passed over" in caplog.text
+
+
+def test_a_file_that_cannot_be_written_leaves_no_others_behind(tmp_path: Path, caplog):
+    file = tmp_path / "peers"
+    file.mkdir()
+    for _ in range(3):
+        remembered.save(file, [Multiaddr(f"/ip4/10.0.9.9/tcp/1/p2p/{Identity.generate().peer_id}")])
+    assert "cannot be kept" in caplog.text
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_the_file_is_whole_private_and_bounded(tmp_path: Path, caplog):
