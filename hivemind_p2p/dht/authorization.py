@@ -78,7 +78,10 @@ class TokenAuthorizerBase(AuthorizerBase):
 
     @abc.abstractmethod
     def is_token_valid(self, access_token: AccessToken) -> bool:
-        """Whether the authority gave out this token, and it has not expired. Anybody may have sent it; raising refuses it."""
+        """Whether the authority gave out this token, and it has not expired.
+
+        Anybody may have sent it; raising refuses it, too.
+        """
 
     @abc.abstractmethod
     def does_token_need_refreshing(self, access_token: AccessToken) -> bool:

@@ -69,8 +69,13 @@ class PeerRouting:
 
     def alive(self, peer: PeerID) -> None:
         """A full member of the swarm has given a sign of life: it routes."""
-        in_the_way = self.table.heard_from(_contact(peer), self._clock())
-        if in_the_way is not None and not self._network.connections(in_the_way.peer):
+        now = self._clock()
+        in_the_way = self.table.heard_from(_contact(peer), now)
+        if in_the_way is None:
+            return
+        if self._network.connections(in_the_way.peer):
+            self.table.heard_from(in_the_way, now)  # a sign of life; the next time it is another's turn
+        else:
             self.table.remove(in_the_way.node_id)
 
     def silent(self, peer: PeerID) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 from multiaddr import Multiaddr
@@ -63,6 +64,22 @@ async def test_a_peer_at_the_end_of_a_chain_is_found(autojump_clock):
         last_routing.stop()
         with pytest.raises(ProtocolNotSupported):
             await ask_in_vain(first, last)
+
+
+def test_peers_that_were_connected_once_make_room_when_they_are_no_more():
+    connected = set[PeerID]()
+    peers = [PeerID(b"\x00\x02" + number.to_bytes(2, "big")) for number in range(2001)]
+    network = SimpleNamespace(peer_id=peers.pop(), connections=lambda peer: [peer] if peer in connected else [])
+    routing = PeerRouting(network, SETTINGS, lambda: 0.0)
+    connected.update(peers[:1000])
+    for peer in peers[:1000]:
+        routing.alive(peer)
+    connected.clear()
+    for peer in peers[1000:]:
+        routing.alive(peer)
+    far = min(routing.table.buckets, key=lambda bucket: bucket.depth)  # many came that belong there
+    assert len(far.contacts) == SETTINGS.bucket_size
+    assert not set(peers[:1000]).intersection(far.contacts.values())
 
 
 async def test_a_dead_router_is_passed_by_and_forgotten(autojump_clock):
