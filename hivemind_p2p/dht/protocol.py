@@ -51,6 +51,8 @@ STORE: Final = "DHTProtocol.rpc_store"
 FIND: Final = "DHTProtocol.rpc_find"
 MESSAGE_ROOM: Final = 3 * 2**20
 """Bytes of values in one message; calls are bounded at 4 MiB, of which ids and addresses take their part."""
+_CONTACT_SIZE: Final = 64
+"""Bytes of a node id and a peer id in an answer."""
 
 
 @dataclass(frozen=True)
@@ -273,13 +275,13 @@ class DHTProtocol:
         sender = messages.node_id_in(request.peer)
         exclude = () if sender is None else (sender,)
         response = dht_pb2.FindResponse(peer=self._node_info())
-        room, named = MESSAGE_ROOM, set[PeerID]()
-        count = min(request.tell_nearest or self.settings.bucket_size, self.settings.bucket_size)
+        count, named = min(request.tell_nearest or self.settings.bucket_size, self.settings.bucket_size), set[PeerID]()
+        room = MESSAGE_ROOM - len(keys) * count * _CONTACT_SIZE
         for key in keys:
             nearest = self.table.nearest(key, count, exclude=exclude)
             result = messages.find_result(Found(self.records.local(key), nearest), now=self.clock(), room=room)
             response.results.append(result)
-            room -= result.ByteSize()
+            room -= len(result.value)
             named.update(contact.peer for contact in nearest)
         addresses = {peer: self.network.addresses(peer)[: self.settings.max_addresses] for peer in sorted(named)}
         response.nearest_peer_addresses.extend(messages.peer_addresses(addresses))

@@ -13,6 +13,7 @@ from hivemind_p2p.dht.keys import key_id
 from hivemind_p2p.dht.messages import StoreItem
 from hivemind_p2p.dht.protocol import FIND, PING
 from hivemind_p2p.errors import InvalidRecord
+from hivemind_p2p.kademlia import SHA1, Contact
 from hivemind_p2p.rpc import CallContext
 from hivemind_p2p.wire import dht_pb2, msgpack
 from hivemind_p2p.wire.peer_id import PeerID
@@ -107,3 +108,20 @@ def test_what_is_kept_for_reuse_of_what_peers_send_is_small():
         assert tracemalloc.get_traced_memory()[0] < 2**21
     finally:
         tracemalloc.stop()
+
+
+async def test_an_answer_has_room_for_all_keys_that_may_be_asked_for(autojump_clock, swarm: Swarm):
+    node, asker = await swarm.node(), await swarm.rpc()
+    for number in range(100):
+        peer = PeerID(b"\x00\x24\x08\x01\x12\x20" + number.to_bytes(32, "big"))
+        node.protocol.table.heard_from(Contact(SHA1.hash(bytes([number])), peer), now())
+    large, small = node.settings.max_record_bytes, 2**12
+    sizes = [large, large, large - 2 * small, *[small] * 4, *[0] * (node.settings.max_keys_per_message - 7)]
+    for key, size in enumerate(sizes):
+        assert not size or node.protocol.records.accept(StoreItem(key, b"\xc0", bytes(size), now() + 60), None)
+    await asker.network.connect(address(node))
+    request = dht_pb2.FindRequest(keys=[SHA1.to_bytes(key) for key in range(len(sizes))])
+    response = await asker.call(node.protocol.own.peer, FIND, request, dht_pb2.FindResponse, timeout=3)
+    found = [len(result.value) or "omitted" * result.value_omitted for result in response.results]
+    assert found == [large, *["omitted"] * 2, *[small] * 4, *[""] * (len(sizes) - 7)]
+    assert all(len(result.nearest_node_ids) == node.settings.bucket_size for result in response.results)
