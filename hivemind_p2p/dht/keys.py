@@ -96,7 +96,7 @@ def check_expiration(key: DHTKey, expiration_time: float, settings: DHTSettings,
     Raises:
         InvalidRecord: the time is not a number, has passed, or is too far away.
     """
-    if isinstance(expiration_time, bool) or not isinstance(expiration_time, int | float) or math.isnan(expiration_time):
+    if not _is_time(expiration_time):
         raise InvalidRecord(
             f"the expiration time of {key!r:.80} is {expiration_time!r:.80}, which is no time: give seconds of Unix "
             "time, such as get_dht_time() + 60"
@@ -125,6 +125,15 @@ def subkey_from(tag: bytes) -> Subkey:
     except TypeError as error:
         raise ValueError(f"not a subkey: {error}") from None
     return subkey
+
+
+def _is_time(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def _check_hashable(what: str, thing: object) -> None:

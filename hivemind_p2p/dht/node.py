@@ -206,7 +206,8 @@ class DHTNode(Background):
             subkeys: one for each key; None for keys without.
 
         Returns:
-            For each key, or ``(key, subkey)`` where there is a subkey, whether any node accepted it.
+            For each key, or ``(key, subkey)`` where there is a subkey, whether any node accepted it; of records with
+            equal names (such as 1 and True), whether all were accepted.
 
         Raises:
             InvalidRecord: as for :meth:`store`; then nothing was stored.
@@ -237,7 +238,7 @@ class DHTNode(Background):
         for key_id, its_items in items.items():
             self._caching.after_store(key_id, its_items, verdicts[key_id])
             for name, verdict in zip(names[key_id], verdicts[key_id], strict=True):
-                stored[name] = bool(verdict)
+                stored[name] = bool(verdict) and stored.get(name, True)
                 if not verdict:
                     logger.debug("nobody stored %.80r; the last one's reason: %s", name, verdict.name)
         return stored
@@ -265,9 +266,19 @@ class DHTNode(Background):
     async def get_many(
         self, keys: Collection[DHTKey], sufficient_expiration_time: float | None = None
     ) -> dict[DHTKey, ValueWithExpiration[Any] | None]:
-        """The values of many keys; see :meth:`get`. Every peer is asked as few times as possible."""
+        """The values of many keys; see :meth:`get`. Every peer is asked as few times as possible.
+
+        Raises:
+            InvalidRecord: a key cannot be one, or two are equal for Python and not for the DHT, such as 1 and True.
+        """
         searches = self._running()
-        ids = {key: keys_module.checked_key_id(key, self.settings) for key in keys}
+        ids: dict[DHTKey, DHTID] = {}
+        for key in keys:
+            key_id = keys_module.checked_key_id(key, self.settings)
+            if ids.setdefault(key, key_id) != key_id:
+                raise InvalidRecord(
+                    f"{key!r:.80} equals another of these keys and is not the same: get them one by one"
+                )
         now = self.protocol.clock()
         sufficient = now if sufficient_expiration_time is None else sufficient_expiration_time
         self._caching.used(ids.values())
@@ -355,7 +366,7 @@ class DHTNode(Background):
 
     def _unpack(self, key: DHTID, found: ValueWithExpiration[Record] | None) -> ValueWithExpiration[Any] | None:
         """What users see of a record. What is no msgpack cannot have been stored by ``store``: it is not there."""
-        if found is None:
+        if found is None or found.expiration_time <= self.protocol.clock():  # it may have taken long to find
             return None
         record, expiration_time = found
         try:

@@ -117,6 +117,26 @@ async def test_store_many_and_get_many(autojump_clock, swarm: Swarm):
     assert await nodes[5].store_many([], [], now() + 5) == {}
 
 
+async def test_keys_that_are_equal_and_not_the_same(autojump_clock, swarm: Swarm):
+    node = await swarm.node()
+    assert await node.store_many([1, True], ["one", "yes"], now() + 50) == {1: True}
+    assert (await node.get(1)).value == "one"
+    assert (await node.get(True)).value == (await node.get_many([True, "true"]))[True].value == "yes"
+    with pytest.raises(InvalidRecord, match="True equals another of these keys and is not the same"):
+        await node.get_many([1, True])
+    assert await node.store_many([1, True], ["newer", "older"], [now() + 60, now() + 40]) == {1: False}
+    assert await node.store_many([1, True], ["older", "newer"], [now() + 50, now() + 60]) == {1: False}
+
+
+async def test_what_expires_while_it_is_looked_for_is_not_found(autojump_clock, swarm: Swarm):
+    nodes = await swarm.grow(3)
+    assert await nodes[0].store("key", 1, now() + 0.5)
+    swarm.kill(nodes[1])
+    assert await nodes[0].get("key", latest=True) is None
+    assert await nodes[0].store("key", 1, now() + 60)
+    assert await nodes[0].get("key", latest=True) == (1, pytest.approx(now() + 60, abs=9))
+
+
 async def test_replicas_survive_the_death_of_their_nodes(autojump_clock, swarm: Swarm):
     nodes = await swarm.grow(25)
     await nodes[0].store_many([f"key {n}" for n in range(10)], list(range(10)), now() + 1000)
