@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +17,14 @@ from hivemind_p2p.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hivemind_p2p.dht import ValueWithExpiration
     from hivemind_p2p.dht.survey import PeerReport
     from hivemind_p2p.node import Node
 
 dht = typer.Typer(name="dht", no_args_is_help=True, help="Look into a swarm's DHT, and write to it.")
 _WHAT = "JSON where it is JSON ('5', '[1, 2]'), otherwise text."
 Key = Annotated[str, typer.Argument(help=_WHAT, show_default=False)]
+_DEEPEST = 64
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 
 
@@ -42,15 +46,9 @@ def get(
         if found is None:
             print(json.dumps({"found": False}) if as_json else f"nobody has anything under {key}")
             return False
-        now = get_dht_time()
-        has_subkeys = isinstance(found.value, dict) and all(_is_entry(item) for item in found.value.values())
-        entries = found.value.items() if has_subkeys else [(None, found)]
-        rows = [
-            {"subkey": subkey, "value": item.value, "expires_in_s": round(item.expiration_time - now, 3)}
-            for subkey, item in entries
-        ]
+        has_subkeys, rows = records(found, get_dht_time())
         if as_json:
-            print(json.dumps({"found": True, "has_subkeys": has_subkeys, "records": rows}, default=repr))
+            print(json.dumps(plain({"found": True, "has_subkeys": has_subkeys, "records": rows})))
         else:
             titles = ["subkey", "value", "expires in"] if has_subkeys else ["value", "expires in"]
             print_table(f"{key}", titles, ([*_cells(row, has_subkeys), f"{row['expires_in_s']:.0f} s"] for row in rows))
@@ -168,6 +166,42 @@ def parsed(text: str, *, hashable: bool = False) -> Any:
     return _tuples(value) if hashable else value
 
 
+def records(found: ValueWithExpiration[Any], now: float) -> tuple[bool, list[dict[str, Any]]]:
+    """Whether what was found has subkeys, and one row for each, or for the whole."""
+    from hivemind_p2p.dht import ValueWithExpiration
+
+    value = found.value
+    # A value may be a dictionary, too, and an empty one; one of subkeys is never empty.
+    has_subkeys = isinstance(value, dict) and bool(value)
+    has_subkeys = has_subkeys and all(isinstance(item, ValueWithExpiration) for item in value.values())
+    return has_subkeys, [
+        {"subkey": subkey, "value": item.value, "expires_in_s": round(item.expiration_time - now, 3)}
+        for subkey, item in (value.items() if has_subkeys else [(None, found)])
+    ]
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """What any peer may have stored, as JSON has it; what it has no word for, and what is too deep, as text."""
+    if depth > _DEEPEST:
+        return reprlib.repr(value)
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else shown(key): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, depth + 1) for item in value]
+    is_json = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_json else shown(value)
+
+
+def shown(value: Any) -> str:
+    """What any peer may have stored, as text for a terminal."""
+    if isinstance(value, str) and value.replace("\n", "").replace("\t", "").isprintable():
+        return value
+    try:
+        return repr(value)
+    except RecursionError:
+        return reprlib.repr(value)
+
+
 def summary(reports: Sequence[PeerReport], clock_offset: float | None) -> dict[str, Any]:
     """The result of ``stats`` for programs."""
     return {
@@ -223,14 +257,8 @@ def _stats_row(report: PeerReport) -> list[str]:
 
 
 def _cells(row: dict[str, Any], has_subkeys: bool) -> list[str]:
-    shown = [row["subkey"], row["value"]] if has_subkeys else [row["value"]]
-    return [each if isinstance(each, str) else repr(each) for each in shown]
-
-
-def _is_entry(item: object) -> bool:
-    from hivemind_p2p.dht import ValueWithExpiration
-
-    return isinstance(item, ValueWithExpiration)
+    cells = [row["subkey"], row["value"]] if has_subkeys else [row["value"]]
+    return [shown(cell) for cell in cells]
 
 
 def _tuples(value: Any) -> Any:

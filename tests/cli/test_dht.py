@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from hivemind_p2p.cli import app as cli
-from hivemind_p2p.cli.dht import parsed
+from hivemind_p2p.cli.dht import make_table, parsed, plain, records, shown
+from hivemind_p2p.dht import ValueWithExpiration
 
 
 @pytest.fixture
@@ -88,3 +89,23 @@ def test_wrong_arguments_are_explained(capsys, arguments, text):
 def test_words_are_json_where_they_can_be(text, value, hashable):
     assert parsed(text) == value
     assert parsed(text, hashable=True) == hashable
+
+
+def test_whatever_a_peer_stored_can_be_shown():
+    deep: Any = "bottom"
+    for _ in range(1000):
+        deep = [deep]
+    values = [{}, {b"raw": (1, b"x")}, {("a", 1): float("nan")}, float("inf"), deep, "\x1b]0;title\x07", "two\nlines"]
+    for value in values:
+        has_subkeys, [row] = records(ValueWithExpiration(value, 60.0), 0.0)
+        assert not has_subkeys
+        json.dumps(plain(row), allow_nan=False)
+        make_table("key", ["value"], [[shown(row["value"])]])
+    rows = [plain(value) for value in values]
+    assert rows[:4] == [{}, {"b'raw'": [1, "b'x'"]}, {"('a', 1)": "nan"}, "inf"]
+    assert shown(values[5]) == repr(values[5])
+    assert shown(values[6]) == values[6]
+    entry = ValueWithExpiration("value", 50.0)
+    assert records(ValueWithExpiration({7: entry}, 50.0), 20.0) == (
+        True, [{"subkey": 7, "value": "value", "expires_in_s": 30.0}]
+    )  # fmt: skip
