@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -98,7 +99,7 @@ class DHT:
             TimeoutError: it takes longer than ``timeout`` seconds; it goes on starting.
             IdentityError, ListenError, BootstrapError: it cannot start.
         """
-        self._ready().value(timeout)
+        self._note_peer_id(self._ready().value(timeout))
 
     @property
     def node(self) -> Node:
@@ -111,6 +112,7 @@ class DHT:
         node = held.value()
         if held.closed:
             raise NodeClosed("this DHT was shut down, or stayed with the process that this one was forked from")
+        self._note_peer_id(node)
         return node
 
     @property
@@ -269,6 +271,11 @@ class DHT:
         if self._held.closed:
             return "<DHT, shut down>"
         return f"<DHT of {self._started_later!r}>"
+
+    def _note_peer_id(self, node: Node) -> None:
+        if self._peer_id is None:
+            with suppress(NodeClosed):  # it may have ended just now
+                self._peer_id = node.peer_id
 
     def _ready(self) -> Held[Node]:
         if self._held is None:

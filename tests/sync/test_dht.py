@@ -127,6 +127,15 @@ def test_started_later_and_shut_down():
     dht.shutdown()
 
 
+def test_who_it_was_is_known_after_it_was_shut_down():
+    with DHT(start=True, host_maddrs=LOOPBACK) as first, DHT(start=False, host_maddrs=LOOPBACK) as second:
+        peer_ids = [str(maddr).rpartition("/")[2] for dht in (first, second) for maddr in dht.get_visible_maddrs()[:1]]
+    assert [first.peer_id.base58, second.peer_id.base58] == peer_ids
+    with DHT(start=True, host_maddrs=LOOPBACK) as unused:
+        pass
+    assert unused.peer_id.base58.startswith("12D3Koo")
+
+
 def test_a_forgotten_dht_leaves_the_swarm():
     dht = DHT(start=True, host_maddrs=LOOPBACK)
     held = dht._held
