@@ -85,7 +85,7 @@ class TransportSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, bool) and value <= 0:
+            if not isinstance(value, bool) and not value > 0:  # NaN is not
                 raise ConfigError(f"transport.{name} must be above zero, not {value}")
         if not 2**18 <= self.max_receive_window <= self.max_unread:
             raise ConfigError(

@@ -89,7 +89,9 @@ class HostingSettings:
         )  # fmt: skip
         for name in above_zero:
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # NaN is not
                 raise ConfigError(f"{name} = {value} must be above 0")
+        if not self.batch_wait_timeout_s >= 0:
+            raise ConfigError(f"batch_wait_timeout_s = {self.batch_wait_timeout_s} must be at least 0")
         if self.min_batch_size > self.max_batch_size:
             raise ConfigError(f"min_batch_size = {self.min_batch_size} is above max_batch_size = {self.max_batch_size}")

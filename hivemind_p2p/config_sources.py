@@ -132,7 +132,7 @@ def _convert(value: object, hint: Any) -> object:
     convert, description = _SCALARS[hint]
     try:
         return convert(value)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RuntimeError):  # RuntimeError: ~ of a user that is not there
         raise ValueError(description) from None
 
 

@@ -78,6 +78,14 @@ def test_none_can_be_said_in_the_environment(toml):
         ({}, "[node]\nhost_maddrs = [3]", r"node.toml: node.host_maddrs = \[3\] is not text"),
         ({}, "[node]\nidentity_path = 3", r"node.toml: node.identity_path = 3 is not a path"),
         ({}, "[node\n", r"node.toml is not TOML"),
+        ({"HIVEMIND_P2P_NODE__IDENTITY_PATH": "~nobody-of-this-name/key"}, "", r"identity_path = .* is not a path"),
+        (
+            {"HIVEMIND_P2P_TRANSPORT__DIAL_TIMEOUT": "nan"},
+            "",
+            r"DIAL_TIMEOUT: transport.dial_timeout must be above zero",
+        ),
+        ({}, "[hosting]\nlr = nan", r"node.toml: lr = nan must be above 0"),
+        ({}, "[hosting]\nbatch_wait_timeout_s = nan", r"node.toml: batch_wait_timeout_s = nan must be at least 0"),
     ],
 )
 def test_a_mistake_is_named_with_its_source(toml, environ, text, message):
