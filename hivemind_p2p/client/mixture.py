@@ -99,7 +99,8 @@ class MixtureExchange:
         self._check_finite(inputs, "input")
         self._search_seconds = 0.0
         count = len(inputs[0])
-        answers = torch.zeros(count, dtype=torch.int64)
+        with torch.inference_mode(mode=False):  # it is counted on in the portal's thread, where no such mode is
+            answers = torch.zeros(count, dtype=torch.int64)
         answered: dict[ExpertInfo, _Answered] = {}
         reports: list[CallReport] = []
         timeout = options.forward_timeout

@@ -12,7 +12,7 @@ import pytest
 import torch
 import trio
 
-from hivemind_p2p import RemoteMixtureOfExperts, get_experts
+from hivemind_p2p import RemoteMixtureOfExperts, RemoteSwitchMixtureOfExperts, get_experts
 from hivemind_p2p.errors import NodeClosed, WouldDeadlock
 from hivemind_p2p.sync import portal
 from tests.client.test_moe import grid_of
@@ -63,6 +63,15 @@ def test_what_another_thread_called_last_is_nothing_to_us(serve, join) -> None:
     moe.__class__ = CalledByOthers
     torch.testing.assert_close([step(moe, seed) for seed in range(3)], alone)
     assert moe.last_report is moe._last.report
+
+
+@pytest.mark.parametrize("kind", [RemoteMixtureOfExperts, RemoteSwitchMixtureOfExperts])
+def test_in_inference_mode(serve, join, kind) -> None:
+    moe = kind(in_features=4, grid_size=(4,), dht=join(serve(grid_of(4))), uid_prefix="ffn.", k_best=2).eval()
+    x = torch.randn(5, 4)
+    with torch.inference_mode():
+        there = moe(x)
+    torch.testing.assert_close(there, moe(x))
 
 
 def test_inside_a_running_event_loop_as_in_a_notebook(serve, join) -> None:
