@@ -99,7 +99,7 @@ class RemoteSwitchMixtureOfExperts(RemoteMixtureOfExperts):
 
         def finish(answers: Sequence[torch.Tensor]) -> tuple[Any, torch.Tensor]:
             samples, coordinates = exchange.pairs(input.device)
-            if self.training:
+            if self.training and len(samples):
                 self._count(coordinates)
             chosen = [axis[samples, at] for axis, at in zip(probabilities, coordinates.unbind(dim=1), strict=True)]
             outputs = weighted_sums(answers, torch.stack(chosen).prod(dim=0), samples, len(input))
@@ -129,7 +129,7 @@ class RemoteSwitchMixtureOfExperts(RemoteMixtureOfExperts):
         """The paper's equation 4 for each axis: its length times the sum of mean probability times share of samples."""
         shares = self.grid_utilization.split_with_sizes(list(self.beam_search.grid_size))
         losses = [
-            len(share) * (axis.mean(dim=0) * share.to(axis.device)).sum()
+            len(share) * (axis.sum(dim=0) / max(1, len(axis)) * share.to(axis.device)).sum()  # no rows have no mean
             for axis, share in zip(probabilities, shares, strict=True)
         ]
         return torch.stack(losses).sum()

@@ -122,6 +122,17 @@ def test_dropout_leaves_at_least_one(serve, join) -> None:
     assert loss.isfinite()
 
 
+def test_a_batch_without_rows_costs_and_counts_nothing(serve, join) -> None:
+    moe = switch(join(serve(grid_of(2))), (2,))
+    utilization = moe.grid_utilization.clone()
+    y, loss = moe(torch.zeros(0, 4))
+    assert y.shape == (0, 4)
+    assert loss == 0
+    (y.sum() + loss).backward()
+    assert moe.proj.weight.grad.count_nonzero() == 0
+    assert torch.equal(moe.grid_utilization, utilization)
+
+
 def test_names_arguments_and_defaults_are_hivemind_s(serve, join) -> None:
     moe = RemoteSwitchMixtureOfExperts(in_features=6, grid_size=(2, 4), dht=join(serve([])), uid_prefix="ffn")
     assert {name: tuple(each.shape) for name, each in moe.state_dict().items()} == {
