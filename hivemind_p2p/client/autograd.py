@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-WAKE = torch.empty(0, requires_grad=True)
+WAKE = torch.empty(0, requires_grad=True, device="cpu")
 """An input that requires a gradient: without one, torch would leave out the backward pass of an expert none of whose
 inputs needs a gradient; and with it the expert's own learning."""
 

@@ -121,7 +121,7 @@ async def call_experts(ask: Ask, calls: Sequence[Call], patience: Patience, answ
 
 def _take(tensors: Sequence[torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:
     """Some rows of each; without a copy if they are all, in order."""
-    if torch.equal(rows, torch.arange(len(tensors[0]))):
+    if torch.equal(rows, torch.arange(len(tensors[0]), device="cpu")):
         return list(tensors)
     return [tensor.index_select(0, rows) for tensor in tensors]
 

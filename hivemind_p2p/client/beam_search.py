@@ -85,17 +85,17 @@ class BeamSearch:
         # The nodes of the tree that the beams of all samples hold; for each its prefix, its coordinates, and what is
         # known of its children. A sample's beam is places in these lists, with the score so far.
         self._prefixes = [prefix]
-        self._coordinates = torch.zeros(1, 0, dtype=torch.int64)
-        self._fate = torch.full((1, self._scores[0].shape[1]), _UNKNOWN, dtype=torch.uint8)
-        self._beam = torch.zeros(samples, 1, dtype=torch.int64)
-        self._beam_scores = torch.zeros(samples, 1)
+        self._coordinates = torch.zeros(1, 0, dtype=torch.int64, device="cpu")
+        self._fate = torch.full((1, self._scores[0].shape[1]), _UNKNOWN, dtype=torch.uint8, device="cpu")
+        self._beam = torch.zeros(samples, 1, dtype=torch.int64, device="cpu")
+        self._beam_scores = torch.zeros(samples, 1, device="cpu")
         self._listings: dict[int, Listing] = {}
         self._asked: dict[str, int] = {}
         self._rounds = -1  # look-ups on this axis; -1: the list of the first axis comes first
         self._choice: Choice | None = None
         if samples == 0:
-            nothing = torch.zeros(0, 0, dtype=torch.int64)
-            self._choice = Choice([], nothing, torch.zeros(0, len(scores), dtype=torch.int64))
+            nothing = torch.zeros(0, 0, dtype=torch.int64, device="cpu")
+            self._choice = Choice([], nothing, torch.zeros(0, len(scores), dtype=torch.int64, device="cpu"))
 
     def wanted(self) -> list[str]:
         """The prefixes to look up next; none when the search is over."""
@@ -205,7 +205,7 @@ class BeamSearch:
         self._rounds = 0
         length = self._scores[self._axis].shape[1]
         last = self._axis + 1 == len(self._scores)  # what is listed there are experts; nothing is left to look up
-        self._fate = torch.full((max(1, len(kept)), length), _DEAD, dtype=torch.uint8)
+        self._fate = torch.full((max(1, len(kept)), length), _DEAD, dtype=torch.uint8, device="cpu")
         self._listings = {}
         for node, listing in enumerate(listings):
             self._fate[node, list(listing)] = _ALIVE if last else _UNKNOWN

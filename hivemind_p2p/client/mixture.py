@@ -100,12 +100,12 @@ class MixtureExchange:
         self._search_seconds = 0.0
         count = len(inputs[0])
         with torch.inference_mode(mode=False):  # it is counted on in the portal's thread, where no such mode is
-            answers = torch.zeros(count, dtype=torch.int64)
+            answers = torch.zeros(count, dtype=torch.int64, device="cpu")
         answered: dict[ExpertInfo, _Answered] = {}
         reports: list[CallReport] = []
         timeout = options.forward_timeout
         for attempt in range(ATTEMPTS):
-            rows = torch.arange(count) if attempt == 0 else (answers < options.k_min).nonzero().flatten()
+            rows = torch.arange(count, device="cpu") if attempt == 0 else (answers < options.k_min).nonzero().flatten()
             choice = self._choose(rows, k_min=options.k_min if attempt == 0 else 0)
             calls, coordinates = self._calls(choice, rows, inputs, answered)
             if not calls:
@@ -157,7 +157,7 @@ class MixtureExchange:
             start, end = end, end + len(rows)
             calls.append(Call(expert, rows, inputs, [grad[start:end] for grad in grads]))
         patience = Patience(options.backward_k_min, options.backward_timeout, options.timeout_after_k_min)
-        answers = torch.zeros(len(inputs[0]), dtype=torch.int64)
+        answers = torch.zeros(len(inputs[0]), dtype=torch.int64, device="cpu")
         outcomes = self._call("backward", calls, patience, answers) if calls else []
         found: list[torch.Tensor | None] = [
             torch.zeros_like(tensor) if wanted else None for tensor, wanted in zip(inputs, needed, strict=True)
@@ -238,10 +238,11 @@ class MixtureExchange:
         self._experts = [(expert, torch.cat(its.rows)) for expert, its in answered.items()]
         axes = len(self._scores)
         if not answered:
-            self.samples, self.coordinates = torch.zeros(0, dtype=torch.int64), torch.zeros(0, axes, dtype=torch.int64)
+            self.samples = torch.zeros(0, dtype=torch.int64, device="cpu")
+            self.coordinates = torch.zeros(0, axes, dtype=torch.int64, device="cpu")
             return list(self._schema.empty_outputs())
         self.samples = torch.cat([rows for _, rows in self._experts])
-        counts = torch.tensor([len(rows) for _, rows in self._experts])
+        counts = torch.tensor([len(rows) for _, rows in self._experts], device="cpu")
         self.coordinates = torch.stack([its.coordinates for its in answered.values()]).repeat_interleave(counts, dim=0)
         answers = [outputs for its in answered.values() for outputs in its.outputs]
         return [same[0] if len(same) == 1 else torch.cat(same) for same in zip(*answers, strict=True)]

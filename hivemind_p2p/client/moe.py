@@ -184,7 +184,7 @@ class RemoteMixtureOfExperts(nn.Module):
             with self._schema_lock:
                 if (schema := self._schema) is None:
                     if not scores or len(scores[0]) == 0:
-                        scores = [torch.zeros(1, length) for length in self.beam_search.grid_size]
+                        scores = [torch.zeros(1, length, device="cpu") for length in self.beam_search.grid_size]
                     schema = self._schema = self._fetch_schema([axis.mean(dim=0, keepdim=True) for axis in scores])
         return schema
 

@@ -23,7 +23,7 @@ class Quorum:
         self.answers = answers
         self._rows = rows
         self._k_min = k_min
-        everyone = torch.cat([*rows, torch.zeros(0, dtype=torch.int64)])
+        everyone = torch.cat([*rows, torch.zeros(0, dtype=torch.int64, device="cpu")])
         self._under_way = everyone.bincount(minlength=len(answers))
 
     def ended(self, call: int, *, answered: bool) -> None:

@@ -142,10 +142,10 @@ class ExpertSchema:
             return flat[0]
         return nested_pack(flat, self.outputs_schema)
 
-    def empty_outputs(self, device: torch.device | None = None) -> tuple[torch.Tensor, ...]:
+    def empty_outputs(self) -> tuple[torch.Tensor, ...]:
         """The outputs for a batch of no rows."""
         return tuple(
-            torch.zeros([length or 0 for length in each.size], dtype=_dtype(each.dtype), device=device)
+            torch.zeros([length or 0 for length in each.size], dtype=_dtype(each.dtype), device="cpu")
             for each in self.outputs
         )
 

@@ -74,6 +74,19 @@ def test_in_inference_mode(serve, join, kind) -> None:
     torch.testing.assert_close(there, moe(x))
 
 
+@pytest.mark.parametrize("rows", [0, 5])
+@pytest.mark.parametrize("kind", [RemoteMixtureOfExperts, RemoteSwitchMixtureOfExperts])
+def test_with_another_default_device(serve, join, kind, rows) -> None:
+    """As after ``torch.set_default_device("cuda")``; here with a device that no computer lacks."""
+    moe = kind(in_features=4, grid_size=(2, 2), dht=join(serve(grid_of(2, 2))), uid_prefix="ffn.", k_best=2).eval()
+    x = torch.randn(rows, 4, requires_grad=True)
+    with torch.device("meta"):
+        there = moe(x)
+        (there if torch.is_tensor(there) else there[0]).sum().backward()
+    assert x.grad.device.type == "cpu"
+    torch.testing.assert_close(there, moe(x))
+
+
 def test_inside_a_running_event_loop_as_in_a_notebook(serve, join) -> None:
     dht = join(serve(grid_of(4)))
 
