@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 
@@ -81,6 +82,10 @@ class GridSearch:
                 found.update(portal().call(self.listings.fetch, self.dht.node.dht, missing))
             search.feed(_without(avoid, found) if avoid else found)
         return search.result()
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: copies of a mixture share what was found."""
+        return self
 
     def __repr__(self) -> str:
         return f"<GridSearch of {self.uid_prefix}{'.'.join(f'[0:{length}]' for length in self.grid_size)}>"

@@ -175,6 +175,14 @@ class RemoteMixtureOfExperts(nn.Module):
         """What happened to the last batch; None before the first."""
         return getattr(self._last, "report", None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For ``copy.deepcopy``: all but the lock and the last batch."""
+        return {name: value for name, value in vars(self).items() if name != "_schema_lock"} | {"_last": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._schema_lock = threading.Lock()
+
     def extra_repr(self) -> str:
         return f"{self.beam_search!r}, k_best={self.options.k_best}, k_min={self.options.k_min}"
 

@@ -260,6 +260,10 @@ class DHT:
     ) -> None:
         self.shutdown()
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: copies of a module that uses it are to use it, too."""
+        return self
+
     def __del__(self) -> None:
         held = getattr(self, "_held", None)  # not there if the constructor failed
         if held is not None and not held.closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import trio
+from torch import nn
 
 from hivemind_p2p import RemoteMixtureOfExperts, RemoteSwitchMixtureOfExperts, get_experts
 from hivemind_p2p.errors import NodeClosed, WouldDeadlock
@@ -85,6 +87,19 @@ def test_with_another_default_device(serve, join, kind, rows) -> None:
         (there if torch.is_tensor(there) else there[0]).sum().backward()
     assert x.grad.device.type == "cpu"
     torch.testing.assert_close(there, moe(x))
+
+
+def test_a_deep_copy_has_a_gate_of_its_own_and_asks_the_same_experts(serve, join) -> None:
+    dht = join(serve(grid_of(4)))
+    [expert] = get_experts(dht, ["ffn.0"])
+    model = nn.ModuleList([expert, mixture(dht)])
+    alone = [step(module, 0) for module in model]
+    copied = copy.deepcopy(model)
+    torch.testing.assert_close([step(module, 0) for module in copied], alone)
+    with torch.no_grad():
+        copied[1].proj.weight.zero_()
+    torch.testing.assert_close([step(module, 0) for module in model], alone)
+    assert copied[1].dht is copied[0]._dht is dht
 
 
 def test_inside_a_running_event_loop_as_in_a_notebook(serve, join) -> None:
