@@ -135,7 +135,7 @@ def withdrawal(
     for key, subkey in places:  # the longest prefixes first: what stays there stays in the shorter ones
         entry = found.get(key)
         if subkey is not None and entry is not None:
-            entry = entry.value.get(subkey) if isinstance(entry.value, dict) else None
+            entry = _parts(entry).get(subkey)
         if entry is None:
             continue
         until = entry.expiration_time + _A_MOMENT
@@ -155,13 +155,18 @@ def withdrawal(
     return over
 
 
+def _parts(entry: ValueWithExpiration[Any] | None) -> dict[Any, ValueWithExpiration[Any]]:
+    """By subkey what a key holds; nothing, if anybody has put a value in the place of it, be it a dictionary."""
+    value = None if entry is None else entry.value
+    parts = value.items() if isinstance(value, dict) else ()
+    return {subkey: part for subkey, part in parts if isinstance(part, ValueWithExpiration)}
+
+
 def _heir(entry: ValueWithExpiration[Any] | None, peer_id: PeerID) -> str | None:
     """The other replica that is declared for longest."""
-    if entry is None or not isinstance(entry.value, dict):
-        return None
     others = [
         (replica.expiration_time, peer)
-        for peer, replica in entry.value.items()
+        for peer, replica in _parts(entry).items()
         if isinstance(peer, str) and peer != peer_id.base58 and isinstance(replica.value, dict)
     ]
     return max(others)[1] if others else None
@@ -169,11 +174,9 @@ def _heir(entry: ValueWithExpiration[Any] | None, peer_id: PeerID) -> str | None
 
 def _others(entry: ValueWithExpiration[Any] | None, uids: set[str], peer_id: PeerID) -> dict[int, tuple[str, str]]:
     """Experts that a prefix lists and that are not to be withdrawn."""
-    if entry is None or not isinstance(entry.value, dict):
-        return {}
     return {
         coordinate: listed.value
-        for coordinate, listed in entry.value.items()
+        for coordinate, listed in _parts(entry).items()
         if isinstance(coordinate, int) and _is_expert(listed.value) and not _is_ours(listed.value, uids, peer_id)
     }
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import trio
 
 from hivemind_p2p.errors import ExpertNotFound, HivemindError, MessageTooLarge, Overloaded
+from hivemind_p2p.kademlia import ValueWithExpiration
 from hivemind_p2p.node import Node
 from hivemind_p2p.rpc import RPC, CallContext
 from hivemind_p2p.runtime import ExpertBackend, ExpertState
@@ -131,7 +132,8 @@ def _replicas(listed: Any, ourselves: PeerID) -> list[tuple[int, PeerID]]:
     """Who serves an expert besides us, with the updates they have made, most first."""
     replicas = []
     for peer, entry in listed.items() if isinstance(listed, dict) else ():
-        updates = entry.value.get("updates") if isinstance(entry.value, dict) else None
+        told = entry.value if isinstance(entry, ValueWithExpiration) else None  # a value may be a dictionary, too
+        updates = told.get("updates") if isinstance(told, dict) else None
         if not isinstance(peer, str) or not isinstance(updates, int) or peer == ourselves.base58:
             continue
         try:

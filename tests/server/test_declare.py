@@ -104,6 +104,9 @@ def test_what_is_gone_or_garbage_is_left_alone():
     assert withdrawn(["a.3.7"], *garbage) == {}
     no_dictionaries = {"a.3.": ValueWithExpiration("text", 10), "a.": ValueWithExpiration(5, 10)}
     assert withdrawal(declaration(["a.3.7"], US), no_dictionaries, US) == {}
+    value = {7: 5, 3: ("a.3.7", us), them: {"updates": 9}, us: 1}  # one value, in the place of one with subkeys
+    values = {key: ValueWithExpiration(value, 10) for key in ("a.3.", "a.", "a.3.7@replicas")}
+    assert withdrawal(declaration(["a.3.7"], US), values, US) == {}
 
 
 async def test_in_a_swarm(swarm, autojump_clock):

@@ -121,7 +121,7 @@ async def test_replicas_that_cannot_be_had_are_passed_over(pair, caplog):
         await take_over(node_of(rpc, listed), {"ffn.0": ours})
     assert f"the state of expert ffn.0 cannot be had from {gone}" in caplog.text
     assert same(ours.module.parameters(), expert.module.parameters())
-    for nothing in (None, ValueWithExpiration("text", 1e10)):
+    for nothing in (None, ValueWithExpiration("text", 1e10), ValueWithExpiration({gone: 1, "x": (1, 2)}, 1e10)):
         await take_over(node_of(rpc, nothing), {"ffn.0": ours})
 
 
