@@ -81,11 +81,11 @@ class MemoryConnection(KeptConnection):
         if self._closed:
             raise self.lost()
         self.used_at = trio.current_time()
+        await trio.lowlevel.checkpoint_if_cancelled()  # before there is a stream that nobody would close
         ours, theirs = MemoryStream.pair(self, protocol)
         known, timeout = protocol in self.known, self._network.settings.negotiate_timeout
         ours.post(partial(self.other._accept, theirs, expected=not known))
         if known:  # as on a real connection, what is said next travels with the question
-            await trio.lowlevel.checkpoint_if_cancelled()
             return ours
         try:
             with trio.fail_after(timeout):

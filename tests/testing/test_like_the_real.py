@@ -53,6 +53,19 @@ async def test_bytes_go_both_ways(autojump_clock, networks: Pair):
     assert (ours.peer_id, theirs.peer_id) == (networks[1].peer_id, networks[0].peer_id)
 
 
+async def test_opening_that_is_cancelled_leaves_no_stream(autojump_clock, networks: Pair):
+    one, other = networks
+    await meet(networks)  # from now on nobody waits for a word on the protocol
+    [connection] = one.connections(other.peer_id)
+    await trio.sleep(1)  # hosts get to know each other meanwhile
+    before = repr(connection)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await one.open_stream(other.peer_id, TEST)
+    assert scope.cancelled_caught
+    assert repr(connection) == before
+
+
 async def test_a_small_read_takes_no_more_than_it_wants(autojump_clock, networks: Pair):
     ours, theirs, _ = await meet(networks)
     await ours.send_all(b"abc")
