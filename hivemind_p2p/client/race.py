@@ -45,7 +45,7 @@ async def first_answer(
     assert first is not None, "there is always somebody to ask first"
     if hedge_after == NEVER:
         return await _one_after_the_other(attempt, choose, first)
-    ended, whats_ended = trio.open_memory_channel[_Ended[_Answer]](math.inf)
+    ended, whats_ended = trio.open_memory_channel[_Ended[_Answer] | None](math.inf)
     failure: HivemindError | None = None
 
     async def make(who: _Who) -> None:
@@ -56,23 +56,36 @@ async def first_answer(
         else:
             ended.send_nowait(_Ended(answer, None))
 
+    async def follow(error: HivemindError) -> None:
+        """Make another attempt; what is under way may be answered while it is looked for."""
+        other = await choose(error)
+        if other is not None:
+            await make(other)
+        else:
+            ended.send_nowait(None)
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(make, first)
         under_way, patience = 1, hedge_after
         while under_way:
-            outcome: _Ended[_Answer] | None = None
-            with trio.move_on_after(patience):
+            outcome, other = None, None
+            with trio.move_on_after(patience) as waiting:
                 outcome = await whats_ended.receive()
-            if outcome is None:  # late
+            if waiting.cancelled_caught:
                 patience = NEVER
                 other = await choose(None) if may_hedge() else None
+            elif outcome is None:
+                under_way -= 1
             elif outcome.error is None:
                 nursery.cancel_scope.cancel()
                 return outcome.answer  # type: ignore[return-value]  # there was no error
             else:
-                under_way -= 1
                 failure = failure or outcome.error
-                other = await choose(outcome.error)
+                if under_way > 1:
+                    nursery.start_soon(follow, outcome.error)
+                else:
+                    under_way -= 1
+                    other = await choose(outcome.error)
             if other is not None:
                 under_way += 1
                 nursery.start_soon(make, other)

@@ -81,6 +81,28 @@ async def test_one_of_two_fails_and_the_other_is_waited_for(autojump_clock) -> N
     assert (done.answer, done.took) == (0, 9)
 
 
+@pytest.mark.parametrize("finds", ["somebody", None])
+async def test_an_answer_does_not_wait_for_what_follows_a_failure(autojump_clock, finds) -> None:
+    fates = {"first": (3, NO), "hedge": (2, None), "somebody": (9, None)}
+
+    async def attempt(who):
+        seconds, error = fates[who]
+        await trio.sleep(seconds)
+        if error:
+            raise error
+        return who
+
+    async def choose(error):
+        if error is None:
+            return "first" if trio.current_time() == began else "hedge"
+        await trio.sleep(0.5 if finds is None else 60)  # a look into the DHT
+        return finds
+
+    began = trio.current_time()
+    assert await first_answer(attempt, choose, hedge_after=2) == "hedge"
+    assert trio.current_time() - began == 4
+
+
 async def test_nobody_is_asked_beside_who_is_late_where_that_is_not_allowed(autojump_clock) -> None:
     for options in ({"hedge_after": NEVER}, {"hedge_after": 2, "may_hedge": lambda: False}):
         done = await run((5, None), (0, None), **options)
