@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
@@ -13,6 +13,7 @@ import torch
 
 from hivemind_p2p.client.autograd import Exchange, exchange_with_experts
 from hivemind_p2p.errors import ConfigError
+from hivemind_p2p.sync import CallGroup
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,16 @@ class _Together:
 
     def _all(self, direction: str, *arguments: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         """One thread waits for each; what they wait for happens in the portal, all at once."""
-        with ThreadPoolExecutor(len(self._exchanges), thread_name_prefix="call_together") as threads:
-            futures = [
-                threads.submit(getattr(exchange, direction), *its)
-                for exchange, *its in zip(self._exchanges, *arguments, strict=True)
-            ]
+        group, count = CallGroup(), len(self._exchanges)
+        with ThreadPoolExecutor(count, thread_name_prefix="call_together", initializer=group.enter) as threads:
+            try:
+                futures = [
+                    threads.submit(getattr(exchange, direction), *its)
+                    for exchange, *its in zip(self._exchanges, *arguments, strict=True)
+                ]
+                wait(futures)
+            finally:
+                group.cancel()  # KeyboardInterrupt comes to the thread that waits here, and to no other
         return [future.result() for future in futures]
 
 

@@ -25,6 +25,7 @@ from typing import Any, Final, Generic, TypeVar, TypeVarTuple
 import trio
 
 from hivemind_p2p.errors import NodeClosed, WouldDeadlock
+from hivemind_p2p.sync.call_group import CALL_GROUP
 
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
@@ -94,6 +95,8 @@ class Portal:
         """
         self.check_may_wait()
         future = PortalFuture[_T](self)
+        if (group := CALL_GROUP.get()) is not None:
+            group.add(future)
         try:
             self._begin(future, async_fn, args)
             return future.result()

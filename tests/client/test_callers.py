@@ -8,13 +8,14 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 import trio
 from torch import nn
 
-from hivemind_p2p import RemoteMixtureOfExperts, RemoteSwitchMixtureOfExperts, get_experts
+from hivemind_p2p import RemoteMixtureOfExperts, RemoteSwitchMixtureOfExperts, call_together, get_experts
 from hivemind_p2p.errors import NodeClosed, WouldDeadlock
 from hivemind_p2p.sync import portal
 from tests.client.test_moe import grid_of
@@ -140,13 +141,16 @@ def ctrl_c_counts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("kind", ["expert", "mixture"])
+@pytest.mark.parametrize("kind", ["expert", "mixture", "together"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.usefixtures("ctrl_c_counts")
 def test_ctrl_c_ends_the_calls_here_and_there_and_the_next_ones_work(serve, join, kind, direction) -> None:
     peer = serve(grid_of(4))
     dht = join(peer)
-    module = get_experts(dht, ["ffn.0"])[0] if kind == "expert" else mixture(dht)
+    module = {"expert": get_experts(dht, ["ffn.0"])[0], "mixture": mixture(dht)}.get(kind)
+    if module is None:
+        others = get_experts(dht, ["ffn.1", "ffn.2", "ffn.3"])
+        module = lambda x: sum(call_together(*(partial(other, x) for other in others)))  # noqa: E731
     step(module, 0)
     began, ended = [], []
 
