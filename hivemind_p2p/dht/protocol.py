@@ -75,7 +75,7 @@ class StoreAnswer:
     """What became of items to store.
 
     Attributes:
-        verdicts: one for each item.
+        verdicts: one for each item, or for the first of them, when the peer failed before it had them all.
         nearest: ids of the nodes that the peer knows nearest to each key, itself among them; if it was asked and is
             one of ours.
     """
@@ -198,7 +198,8 @@ class DHTProtocol:
         except HivemindError as error:
             logger.debug("cannot store %d records at %s: %s", len(items), peer, error)
             self.silent(peer)
-            return None
+            if not verdicts:
+                return None
         return StoreAnswer(verdicts, nearest)
 
     async def find(self, peer: PeerID, keys: Sequence[DHTID], *, tell_nearest: int = 0) -> FindAnswer | None:

@@ -143,18 +143,18 @@ class _Storing:
             finally:
                 alarm.call_off()
         asking.end()
-        if answer is not None:
-            position = 0
-            for key in keys:
-                key.note(contact, answer.verdicts[position : position + len(key.items)])
-                position += len(key.items)
-                if contact != self._protocol.own:
-                    key.answered += 1
-                    key.told += key.key in answer.nearest
-                    key.named.update(answer.nearest.get(key.key, ()))
-        else:
-            for key in keys:
+        position = 0
+        for key in keys:
+            verdicts = [] if answer is None else answer.verdicts[position : position + len(key.items)]
+            position += len(key.items)
+            if answer is None or len(verdicts) < len(key.items):
                 key.failed = True
+                continue
+            key.note(contact, verdicts)
+            if contact != self._protocol.own:
+                key.answered += 1
+                key.told += key.key in answer.nearest
+                key.named.update(answer.nearest.get(key.key, ()))
         self._go_on()
 
     def _lose_patience(self, asking: _Asking) -> None:

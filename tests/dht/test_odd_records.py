@@ -11,7 +11,7 @@ from hivemind_p2p.config import DHTSettings
 from hivemind_p2p.dht import messages
 from hivemind_p2p.dht.keys import key_id
 from hivemind_p2p.dht.messages import StoreItem
-from hivemind_p2p.dht.protocol import FIND, PING
+from hivemind_p2p.dht.protocol import FIND, PING, STORE
 from hivemind_p2p.errors import InvalidRecord
 from hivemind_p2p.kademlia import SHA1, Contact
 from hivemind_p2p.rpc import CallContext
@@ -125,3 +125,22 @@ async def test_an_answer_has_room_for_all_keys_that_may_be_asked_for(autojump_cl
     found = [len(result.value) or "omitted" * result.value_omitted for result in response.results]
     assert found == [large, *["omitted"] * 2, *[small] * 4, *[""] * (len(sizes) - 7)]
     assert all(len(result.nearest_node_ids) == node.settings.bucket_size for result in response.results)
+
+
+async def test_what_a_peer_took_before_it_failed_is_stored(autojump_clock, swarm: Swarm):
+    node, peer = await swarm.node(), await swarm.rpc()
+    taken: list[bytes] = []
+
+    def take(request: dht_pb2.StoreRequest, context: CallContext) -> dht_pb2.StoreResponse:
+        if taken:
+            raise RuntimeError("the disk is full")
+        taken.extend(request.keys)
+        return dht_pb2.StoreResponse(store_ok=[True] * len(request.keys), peer=dht_pb2.NodeInfo(node_id=bytes(20)))
+
+    peer.register(STORE, dht_pb2.StoreRequest, take)
+    await peer.network.connect(address(node))
+    await claim(peer, node, 0)
+    count = node.settings.max_keys_per_message
+    stored = await node.store_many(range(count + 9), [0] * (count + 9), now() + 60, exclude_self=True)
+    assert len(taken) == count == sum(stored.values())
+    assert all(stored[key] == (SHA1.to_bytes(key_id(key)) in taken) for key in range(count + 9))
