@@ -26,6 +26,8 @@ from hivemind_p2p.compression.memory import SectionWriter
 BLOCK: Final = 256
 RECORD: Final = 4 + BLOCK
 _LEAST: Final = 1e-35  # of a magnitude; the inverse of smaller ones is beyond float32
+_GREATEST_SCALE: Final = torch.finfo(torch.float32).max / 127 * (1 - 2**-22)
+"""127 times a greater one may be infinite, though the number that it stands for is not: a mask's ``finfo.min``, say."""
 _ROUNDS: Final = 1.5 * 2.0**23
 """Added to a small float32 and taken off again, it rounds as ``round_`` does, which wakes threads for a chunk."""
 _AT_ONCE: Final = CHUNK // BLOCK
@@ -104,7 +106,7 @@ def _encode_blocks(blocks: torch.Tensor, records: torch.Tensor) -> None:
         if not bool(finite.all()):
             largest.masked_fill_(~finite, math.nan)
             scaled.masked_fill_(~finite, 0)
-        scales[start : start + _AT_ONCE] = largest.div_(127)
+        scales[start : start + _AT_ONCE] = largest.div_(127).clamp_max_(_GREATEST_SCALE)
         bytes_[start : start + _AT_ONCE] = scaled
 
 

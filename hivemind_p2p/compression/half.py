@@ -96,5 +96,8 @@ class MeanStd16Bit:
         scratch = Scratch()
         for chunk, into, mean, std in chunks(values, tensor, means, stds, row=row):
             scaled = scratch(precise, chunk.numel()).view(chunk.shape).copy_(chunk)
-            into.copy_(scaled.mul_(std).add_(mean))
+            scaled.mul_(std).add_(mean)
+            if dtype == torch.float16:  # what was near its largest may have been rounded beyond it
+                scaled.clamp_(-_LARGEST, _LARGEST)
+            into.copy_(scaled)
         return tensor.view(size)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemind_p2p.compression import CompressionType, OwnCompression, deserialize_tensor, serialize_tensor
+from hivemind_p2p.compression import CODECS, CompressionType, OwnCompression, deserialize_tensor, serialize_tensor
 from hivemind_p2p.compression.blockwise import BLOCK, dynamic_map
 from hivemind_p2p.compression.codec import DTYPES, FLOATING
 from hivemind_p2p.errors import CodecError
@@ -183,6 +183,21 @@ def test_a_tensor_with_nan_or_infinity_travels_as_it_is(bad: float, compression:
     message = serialize_tensor(tensor, compression)
     assert message.compression == CompressionType.NONE
     assert torch.equal(deserialize_tensor(message).nan_to_num(5.5), tensor.nan_to_num(5.5))
+
+
+@pytest.mark.parametrize("compression", [*LOSSY, OwnCompression.BLOCK_INT8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rest", ["numbers", "the same"])
+def test_the_largest_numbers_of_a_dtype_stay_numbers(compression: CompressionType, dtype: torch.dtype, rest: str):
+    """Masks are made of ``finfo(dtype).min``."""
+    if dtype not in CODECS[compression].writes:
+        return
+    most = torch.finfo(dtype)
+    tensor = random_tensor(0, (57_601,)).to(dtype) if rest == "numbers" else torch.full((2000,), most.min, dtype=dtype)
+    tensor[0], tensor[-1] = most.max, most.min
+    got = deserialize_tensor(serialize_tensor(tensor, compression))
+    assert got.isfinite().all()
+    assert torch.equal(got.sign()[[0, -1]], tensor.sign()[[0, -1]])
 
 
 def test_float16_keeps_nan_and_bounds_infinity():
