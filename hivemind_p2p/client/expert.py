@@ -18,7 +18,7 @@ from hivemind_p2p.client.replicas import Replica
 from hivemind_p2p.client.schema import ExpertSchema
 from hivemind_p2p.client.together import Prepared
 from hivemind_p2p.dht import DHTNode
-from hivemind_p2p.errors import HivemindError, InvalidUID
+from hivemind_p2p.errors import CodecError, HivemindError, InvalidUID, ProtocolViolation, SchemaMismatch
 from hivemind_p2p.sync import DHT, PortalFuture, portal
 from hivemind_p2p.wire.expert_uid import check_uid
 from hivemind_p2p.wire.peer_id import PeerID
@@ -117,9 +117,10 @@ class RemoteExpert(nn.Module):
         return f"uid={self.uid}, server_peer_id={self.peer_id}"
 
     def _known_schema(self) -> ExpertSchema:
-        if self._schema is None:
-            self._schema = portal().call(self._fetch_schema)
-        return self._schema
+        schema = self._schema
+        if schema is None:
+            schema = self._schema = portal().call(self._fetch_schema)
+        return schema
 
     async def _fetch_schema(self) -> ExpertSchema:
         try:
@@ -140,7 +141,11 @@ class RemoteExpert(nn.Module):
             at: the replica to ask first.
         """
         caller = Caller(self._dht.node, self._contacts, schema, find_more=True, compression=self.compression)
-        by, answer = await caller.call(at or self._info, direction, tensors, self._timeouts[direction])
+        try:
+            by, answer = await caller.call(at or self._info, direction, tensors, self._timeouts[direction])
+        except (SchemaMismatch, ProtocolViolation, CodecError):
+            self._schema = None  # the server may have started anew, with another one
+            raise
         if by != self._info:  # to set an attribute of a module is not cheap
             self._info = by
         return by, answer

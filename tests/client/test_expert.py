@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hivemind_p2p import RemoteExpert, get_dht_time, get_experts
-from hivemind_p2p.errors import ExpertNotFound, InvalidUID, SchemaMismatch
+from hivemind_p2p.errors import CodecError, ExpertNotFound, InvalidUID, ProtocolViolation, SchemaMismatch
 from hivemind_p2p.runtime import BatchTensorDescriptor
 from hivemind_p2p.wire.compression_type import CompressionType
 from tests.client.peers import backend
@@ -171,6 +171,21 @@ def test_the_schema_is_asked_for_once(serve, join) -> None:
     assert expert.info["keyword_names"] == ("scale", "bias")
     assert [each.size for each in expert.info["forward_schema"][0]] == [(None, 8), (None,)]
     assert peer.infos == 1
+
+
+@pytest.mark.parametrize("columns", [3, 5])
+def test_the_schema_is_asked_for_again_when_answers_do_not_fit_it(serve, join, columns) -> None:
+    """The server started anew, with an expert that gives something else."""
+    peer = serve([backend("ffn.0", nn.Linear(4, 4), 4)])
+    [expert] = get_experts(join(peer), ["ffn.0"])
+    x = torch.zeros(2, 4)
+    expert(x)
+    peer.tamper = lambda uid, direction, tensors: [torch.zeros(2, columns)]
+    with pytest.raises((ProtocolViolation, CodecError)):
+        expert(x)
+    peer.tamper = None
+    assert expert(x).shape == (2, 4)
+    assert peer.infos == 2
 
 
 @pytest.mark.parametrize(
