@@ -23,7 +23,7 @@ from hivemind_p2p.client.compression import Compression
 from hivemind_p2p.client.grid_search import GridSearch
 from hivemind_p2p.client.report import AttemptReport, BatchReport, CallReport, MixtureReport
 from hivemind_p2p.client.schema import ExpertSchema
-from hivemind_p2p.errors import AnomalyDetected, NotEnoughExperts
+from hivemind_p2p.errors import AnomalyDetected, CodecError, NotEnoughExperts, ProtocolViolation, SchemaMismatch
 from hivemind_p2p.sync import portal
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class MixtureExchange:
 
     Args:
         scores: one float tensor ``[samples, length]`` per axis of the grid, on the CPU.
-        on_not_enough: called before ``NotEnoughExperts`` is raised in the forward pass.
+        on_not_enough: called before ``NotEnoughExperts`` is raised in the forward pass, and when nobody keeps to the
+            schema.
 
     Attributes (after ``forward``):
         samples: int64 ``[pairs]``, the sample of each pair.
@@ -103,6 +104,7 @@ class MixtureExchange:
             answers = torch.zeros(count, dtype=torch.int64, device="cpu")
         answered: dict[ExpertInfo, _Answered] = {}
         reports: list[CallReport] = []
+        misfit = False
         timeout = options.forward_timeout
         for attempt in range(ATTEMPTS):
             rows = torch.arange(count, device="cpu") if attempt == 0 else (answers < options.k_min).nonzero().flatten()
@@ -117,6 +119,7 @@ class MixtureExchange:
             outcomes = self._call("forward", calls, patience, answers)
             reports += [outcome.report for outcome in outcomes]
             for call, place, outcome in zip(calls, coordinates, outcomes, strict=True):
+                misfit |= isinstance(outcome.error, SchemaMismatch | ProtocolViolation | CodecError)
                 if outcome.tensors is not None:
                     its = answered.setdefault(outcome.by, _Answered([], place, []))
                     its.rows.append(call.rows)
@@ -130,8 +133,9 @@ class MixtureExchange:
         unanswered = int((answers < options.k_min).sum())
         batch = BatchReport(count, tuple(reports), unanswered, time.perf_counter() - began)
         self.report = MixtureReport(batch, None, self._search_seconds)
-        if unanswered and not options.allow_zero_outputs:
+        if (lost := unanswered and not options.allow_zero_outputs) or (misfit and not answered):
             self._on_not_enough()
+        if lost:
             raise NotEnoughExperts(self._why_not_enough(batch))
         return self._gather(answered)
 

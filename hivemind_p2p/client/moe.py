@@ -157,7 +157,7 @@ class RemoteMixtureOfExperts(nn.Module):
         return schema, exchange, inputs
 
     def _forget_schema(self) -> None:
-        """Too few answered: in case that it was the lie of one of them."""
+        """Too few answered, or nobody kept to it: in case that it was the lie of one of them, or is no longer so."""
         self._schema = None
 
     @property

@@ -133,6 +133,20 @@ def test_a_batch_without_rows_costs_and_counts_nothing(serve, join) -> None:
     assert torch.equal(moe.grid_utilization, utilization)
 
 
+def test_the_schema_is_asked_for_again_when_nobody_keeps_to_it(serve, join) -> None:
+    """It was the lie of one, or all started anew. Such a batch raises nothing here: it keeps its input."""
+    peer = serve(grid_of(2))
+    moe = switch(join(peer), (2,))
+    x = torch.randn(3, 4)
+    moe(x)
+    assert moe.info is not None
+    asked = peer.infos
+    peer.tamper = lambda uid, direction, tensors: [torch.zeros(len(tensors[0]), 7)]
+    assert torch.equal(moe(x)[0], x)
+    assert moe.info is not None
+    assert peer.infos > asked
+
+
 def test_names_arguments_and_defaults_are_hivemind_s(serve, join) -> None:
     moe = RemoteSwitchMixtureOfExperts(in_features=6, grid_size=(2, 4), dht=join(serve([])), uid_prefix="ffn")
     assert {name: tuple(each.shape) for name, each in moe.state_dict().items()} == {
