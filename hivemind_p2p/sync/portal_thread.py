@@ -47,6 +47,9 @@ class PortalFuture(Future[_T]):
         """Cancel the call, unless it is done. Its clean-up goes on in the portal."""
         cancelled = super().cancel()
         if cancelled:
+            with self._condition:
+                if self._state == "CANCELLED":  # `wait` and `as_completed` do not see it yet
+                    self.set_running_or_notify_cancel()
             self._portal.soon(self.scope.cancel)
         return cancelled
 

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import traceback
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
 from contextlib import asynccontextmanager
 
 import pytest
@@ -134,6 +134,15 @@ def test_ctrl_c_while_entering_leaves_what_was_entered_so_far():
     with pytest.raises(KeyboardInterrupt):
         portal().enter(slow())
     assert endless.ended.wait(10)
+
+
+def test_who_waits_for_many_futures_sees_those_that_were_cancelled():
+    futures = [portal().submit(trio.sleep_forever) for _ in range(2)]
+    for future in futures:
+        assert future.cancel()
+        assert future.cancel()
+    assert wait(futures, timeout=10).not_done == set()
+    assert set(as_completed(futures, timeout=10)) == set(futures)
 
 
 def test_a_future_can_be_cancelled():
