@@ -239,7 +239,7 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # what peers stored is no markup
+        table.add_row(*(Text(shown(cell)) for cell in row))  # what peers stored, or say of their failures, is no markup
     return table
 
 

@@ -101,6 +101,8 @@ def test_whatever_a_peer_stored_can_be_shown():
         assert not has_subkeys
         json.dumps(plain(row), allow_nan=False)
         make_table("key", ["value"], [[shown(row["value"])]])
+    table = make_table("key", ["problem"], [["failed there: \x1b[2J [red]"], ["plain"]])
+    assert [str(cell) for cell in table.columns[0].cells] == ["'failed there: \\x1b[2J [red]'", "plain"]
     rows = [plain(value) for value in values]
     assert rows[:4] == [{}, {"b'raw'": [1, "b'x'"]}, {"('a', 1)": "nan"}, "inf"]
     assert shown(values[5]) == repr(values[5])
