@@ -84,6 +84,17 @@ async def test_a_listing_is_not_believed_for_longer_than_its_first_entry_lasts(a
     assert set((await known.fetch(nodes[1], ["ffn.1."]))["ffn.1."]) == {1}
 
 
+async def test_a_clock_that_is_put_back_does_not_make_a_listing_last(autojump_clock, swarm: Swarm) -> None:
+    [node] = await swarm.grow(1)
+    put_back = 0.0
+    known = Listings(lambda: now() - put_back, found_for=10, absent_for=5)
+    await declare(node, "ffn.1.2")
+    await known.fetch(node, ["ffn.1.", "ffn.2."])
+    assert known.recall(["ffn.1.", "ffn.2."])[1] == []
+    put_back = 3600
+    assert known.recall(["ffn.1.", "ffn.2."])[1] == ["ffn.1.", "ffn.2."]
+
+
 async def test_without_negative_caching_an_expert_is_seen_at_once(autojump_clock, swarm: Swarm) -> None:
     nodes = await swarm.grow(4)
     known = listings(absent_for=0)

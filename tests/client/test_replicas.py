@@ -61,6 +61,16 @@ async def test_they_are_remembered_for_a_while(autojump_clock, swarm: Swarm) -> 
     assert repr(known) == "<Replicas of 2 experts>"
 
 
+async def test_a_clock_that_is_put_back_does_not_make_them_last(autojump_clock, swarm: Swarm) -> None:
+    [node] = await swarm.grow(1)
+    put_back = 0.0
+    known = Replicas(lambda: now() - put_back)
+    await known.fetch(node, ["ffn.0"])
+    assert known.unknown(["ffn.0"]) == []
+    put_back = 3600
+    assert known.unknown(["ffn.0"]) == ["ffn.0"]
+
+
 def test_the_busier_of_two_is_not_chosen_and_the_slow_one_seldom() -> None:
     balance = Balance(random.Random(0))
     fast, slow = (ExpertInfo("ffn.0", peer) for peer in PEERS[:2])
