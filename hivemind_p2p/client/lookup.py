@@ -89,12 +89,13 @@ class Listings:
     def recall(self, prefixes: Iterable[str]) -> tuple[dict[str, Listing], list[str]]:
         """What is remembered, and the prefixes of which nothing is."""
         now = self._clock()
+        most = now + max(self._found_for, self._absent_for)  # beyond it, if the clock was put back
         known: dict[str, Listing] = {}
         missing = []
         with self._lock:
             for prefix in prefixes:
                 entry = self._known.get(prefix)
-                if entry is None or entry.until <= now:
+                if entry is None or not now < entry.until <= most:
                     missing.append(prefix)
                 else:
                     known[prefix] = entry.listing
