@@ -67,9 +67,7 @@ class Replicas:
         """Of which nothing is remembered, or nothing recent, and nobody is asking."""
         now = self._clock()
         most = now + BELIEVED_FOR  # beyond it, if the clock was put back
-        return [
-            uid for uid in uids if uid not in self._asking and not now < self._known.get(uid, ((), 0.0))[1] <= most
-        ]
+        return [uid for uid in uids if uid not in self._asking and not now < self._known.get(uid, ((), 0.0))[1] <= most]
 
     async def fetch(self, dht: DHTNode, uids: Collection[str], *, latest: bool = False) -> None:
         """Look them up, in one bulk look-up.
