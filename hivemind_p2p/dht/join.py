@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import trio
 from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.dht.asking import asking
 from hivemind_p2p.dht.crawl import Crawl
@@ -32,21 +33,27 @@ async def join(protocol: DHTProtocol, initial_peers: Iterable[str | Multiaddr]) 
     Raises:
         BootstrapError: none of them answered; it says what happened at each.
     """
-    maddrs = {str(maddr): Multiaddr(str(maddr)) for maddr in initial_peers}
-    others = {text: maddr for text, maddr in maddrs.items() if split_peer(maddr)[1] != protocol.own.peer}
-    if not others:
+    others, reasons = dict[str, Multiaddr](), dict[str, str]()
+    for text in map(str, initial_peers):
+        try:
+            maddr = Multiaddr(text)
+            if split_peer(maddr)[1] != protocol.own.peer:
+                others[text] = maddr
+        except (MultiaddrError, ValueError) as error:
+            reasons[text] = f"not the address of a peer: {error}"
+    if not others and not reasons:
         return
     settings = protocol.settings
     with trio.move_on_after(settings.bootstrap_timeout) as scope:
-        attempts = _Attempts(scope)
+        attempts = _Attempts(scope, reasons=reasons)
         async with trio.open_nursery() as nursery:
             for text, maddr in others.items():
-                attempts.reasons[text] = f"no answer within {settings.bootstrap_timeout:g} s"
+                reasons[text] = f"no answer within {settings.bootstrap_timeout:g} s"
                 nursery.start_soon(_attempt, protocol, text, maddr, attempts)
     if not attempts.joined:
-        reasons = "\n".join(f"  {text}: {reason}" for text, reason in attempts.reasons.items())
+        told = "\n".join(f"  {text}: {reason}" for text, reason in reasons.items())
         raise BootstrapError(
-            f"cannot join the swarm, none of the {len(others)} initial peers can be used:\n{reasons}\n"
+            f"cannot join the swarm, none of the {len(reasons)} initial peers can be used:\n{told}\n"
             "Check that one of them runs and can be reached from here, and that its address is current."
         )
     await Crawl(protocol, [protocol.own.node_id]).run()

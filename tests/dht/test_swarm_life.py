@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base58
 import pytest
 import trio
 from multiaddr import Multiaddr
@@ -59,6 +60,17 @@ async def test_a_clock_that_is_wrong_cannot_join(autojump_clock, swarm: Swarm):
     with pytest.raises(BootstrapError, match=r"its clock is (59\.9|60\.0) s behind ours.*set the clock"):
         await swarm.node(clock=lambda: now() + 60)
     await swarm.node(clock=lambda: now() - 2)  # what peers may differ by
+
+
+async def test_one_address_that_is_none_keeps_nobody_from_joining(autojump_clock, swarm: Swarm):
+    nobody = base58.b58encode(b"\x00\x46" + bytes(70)).decode()  # a key of 70 bytes
+    odd = ["garbage", f"/ip4/10.0.0.9/tcp/1/p2p/{nobody}"]
+    node, late = await swarm.node(), await swarm.node(join=False)
+    with pytest.raises(BootstrapError, match="none of the 2 initial peers can be used") as failure:
+        await late.bootstrap(odd)
+    assert str(failure.value).count("not the address of a peer") == 2
+    await late.bootstrap([*odd, address(node)])
+    assert late.node_id in node.protocol.table
 
 
 async def test_a_clock_that_is_set_back_does_not_lengthen_what_is_passed_over(autojump_clock, swarm: Swarm):
