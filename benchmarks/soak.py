@@ -171,7 +171,6 @@ def left(*hosts: Host) -> Counter[str]:
         assert isinstance(muxer, YamuxMuxer)
         counts["connections"] += 1
         counts["streams"] += muxer.stream_count + len(muxer.session) + muxer.session.inbound_count + muxer._outbound
-        counts["streams not accepted"] += len(muxer._accepted)
         counts["handlers"] += connection._serving
         counts["bytes unread"] += muxer.session.windows.held
         counts["bytes of windows"] += muxer.session.windows.granted

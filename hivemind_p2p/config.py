@@ -70,7 +70,6 @@ class TransportSettings:
     between nodes of yours it may be thousands, if ``max_streams_in`` of the other side allows them."""
     max_streams_in: int = 256
     """Streams that a peer may hold open to us on one connection; more are reset. An idle one costs about 7 KiB."""
-    accept_backlog: int = 256
     """Streams that a peer opened and nobody has accepted yet; more are reset."""
     max_receive_window: int = 16 * 2**20
     """Bytes that a peer may send on one stream before they are read. The window begins with 256 KiB and grows with use.

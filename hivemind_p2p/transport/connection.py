@@ -175,9 +175,8 @@ class MuxedConnection(KeptConnection):
         Handlers are cancelled when the connection is gone: nobody waits for what they would say.
         """
         async with trio.open_nursery() as nursery:
-            self._muxer.on_stream = partial(self._take, handlers=handlers, nursery=nursery)
             nursery.start_soon(self._announce_unused)
-            await self._muxer.run()
+            await self._muxer.run(partial(self._take, handlers=handlers, nursery=nursery))
             nursery.cancel_scope.cancel()
 
     def _take(self, stream: MuxedStream, handlers: Mapping[str, StreamHandler], nursery: trio.Nursery) -> None:

@@ -29,9 +29,6 @@ class Muxer(abc.ABC):
     """Who is at the other end, as the handshake proved."""
     relayed: bool = False
     """Whether a relay carries it. Failures say so."""
-    on_stream: Callable[[MuxedStream], None] | None = None
-    """Takes the streams that the peer opens as soon as they come, without a turn of the scheduler; must not raise.
-    None: they wait for :meth:`accept_stream`."""
     initiator: bool
     """Whether we were the client of the handshake. Of two who dialled each other at one moment, only one was."""
 
@@ -51,8 +48,12 @@ class Muxer(abc.ABC):
         """What it has carried so far."""
 
     @abc.abstractmethod
-    async def run(self) -> None:
-        """Carry the streams; returns when the connection has ended, for whatever reason."""
+    async def run(self, on_stream: Callable[[MuxedStream], None]) -> None:
+        """Carry the streams; returns when the connection has ended, for whatever reason.
+
+        Args:
+            on_stream: takes each stream that the peer opens, as soon as it comes; must not raise.
+        """
 
     @abc.abstractmethod
     async def answers(self, seconds: float) -> bool:
@@ -67,14 +68,6 @@ class Muxer(abc.ABC):
         """Open a stream on which no protocol has been agreed yet (``protocol`` is ``""``).
 
         Waits while too many of ours are open.
-
-        Raises:
-            ConnectionLost
-        """
-
-    @abc.abstractmethod
-    async def accept_stream(self) -> MuxedStream:
-        """The next stream that the peer opened, where nobody takes them at once (:attr:`on_stream`).
 
         Raises:
             ConnectionLost

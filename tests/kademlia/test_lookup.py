@@ -368,8 +368,7 @@ def test_a_narrow_lookup_asks_few_if_its_caller_is_content_and_all_if_not(size: 
     network.run(lookup, random)
     assert heard == [network.nearest(target)[:4]]
     assert lookup.nearest(target)[:4] == heard[0]
-    if not content:
-        assert lookup.nearest(target) == network.nearest(target)
+    assert content or lookup.nearest(target) == network.nearest(target)
 
 
 def test_of_every_path_one_belongs_to_a_narrow_beam():
@@ -377,9 +376,8 @@ def test_of_every_path_one_belongs_to_a_narrow_beam():
     heard: list[Contact[str]] = []
     content = lambda target, answered: bool(heard.extend(answered)) or True  # noqa: E731
     lookup = Lookup([0], contacts[20:23], own=OWN, width=8, narrow=2, alpha=8, paths=3, content=content)
-    requests = lookup.next_requests()
+    liar, *honest = requests = lookup.next_requests()
     assert {request.contact for request in requests} == set(contacts[20:23])
-    liar, *honest = requests
     lookup.answered(liar, liar.contact.node_id, {0: contacts[:2]})  # nearer than anybody; nobody else names them
     for request in honest:
         lookup.answered(request, request.contact.node_id, {0: []})

@@ -16,6 +16,7 @@ from hivemind_p2p.transport.addresses import split_peer
 from hivemind_p2p.transport.dialer import WrongPeer
 from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identity import Identity
+from hivemind_p2p.transport.muxer import MuxedStream
 from hivemind_p2p.transport.raw import RawConnection
 from hivemind_p2p.transport.tcp import TCPTransport
 from hivemind_p2p.transport.upgrade import Upgrader
@@ -53,12 +54,15 @@ async def test_of_two_clients_the_one_with_the_smaller_id_stays_the_client(late:
         assert (smaller.initiator, larger.initiator) == (True, False)
         assert (smaller.peer_id, larger.peer_id) == (other.peer_id, one.peer_id)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(smaller.run)
-            nursery.start_soon(larger.run)
+            arrive, arrived = trio.open_memory_channel[MuxedStream](1)
+            nursery.start_soon(smaller.run, arrive.send_nowait)
+            nursery.start_soon(larger.run, arrive.send_nowait)
             for here, there in ((smaller, larger), (larger, smaller)):
                 stream = await here.open_stream()
                 await stream.send_all(b"hello")
-                assert await (await there.accept_stream()).read_exactly(5) == b"hello"
+                theirs_of_it = await arrived.receive()
+                assert theirs_of_it.peer_id == there.peer_id
+                assert await theirs_of_it.read_exactly(5) == b"hello"
             nursery.cancel_scope.cancel()
 
 

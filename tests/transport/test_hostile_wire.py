@@ -25,9 +25,8 @@ from hivemind_p2p.transport.memory import MemoryTransport, MemoryWire
 from hivemind_p2p.transport.noise.channel import SecureChannel
 from hivemind_p2p.transport.noise.cipher import Sealer, sealed_size, split
 from hivemind_p2p.transport.raw import RawConnection
-from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
 from tests.transport.hosts import ECHO, echo, roundtrip
-from tests.transport.yamux.muxers import KEYS, ONE
+from tests.transport.yamux.muxers import KEYS, ONE, AcceptingMuxer
 from tests.transport.yamux.sessions import output, session
 
 SIZES = (1, 10, 3000, 70_000, 500)
@@ -110,7 +109,7 @@ class Recorded(Link):
 
 async def listen_to(link: Recorded) -> bytes:
     """What a muxer makes of it."""
-    muxer = YamuxMuxer(SecureChannel(link, KEYS), ONE, initiator=False, settings=TransportSettings())
+    muxer = AcceptingMuxer(SecureChannel(link, KEYS), ONE, initiator=False, settings=TransportSettings())
     heard = bytearray()
     reasons = set()
 

@@ -13,10 +13,9 @@ from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.negotiate import GREETING, Asking, line
 from hivemind_p2p.transport.negotiated import NegotiatedStream
-from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
 from tests.transport.hosts import ECHO, roundtrip
 from tests.transport.test_memory import pair
-from tests.transport.yamux.muxers import two_muxers
+from tests.transport.yamux.muxers import AcceptingMuxer, two_muxers
 
 
 @asynccontextmanager
@@ -68,7 +67,7 @@ async def test_when_one_writes_and_one_reads_the_reader_hears_of_the_refusal(aut
             await stream.reset()
 
 
-async def refuse_and_reset(muxer: YamuxMuxer) -> None:
+async def refuse_and_reset(muxer: AcceptingMuxer) -> None:
     """Both in one packet."""
     stream = await muxer.accept_stream()
     await trio.testing.wait_all_tasks_blocked()

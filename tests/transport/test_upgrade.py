@@ -11,6 +11,7 @@ import trio
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost, ProtocolNotSupported
 from hivemind_p2p.transport.identity import Identity
+from hivemind_p2p.transport.muxer import MuxedStream
 from hivemind_p2p.transport.negotiate import GREETING, line
 from hivemind_p2p.transport.noise.handshake import Noise
 from hivemind_p2p.transport.raw import RawConnection
@@ -61,9 +62,10 @@ async def test_a_peer_without_yamux_is_a_connection_lost(answer: bytes, why: str
     async with one_connection() as (ours, theirs), trio.open_nursery() as nursery:
         nursery.start_soon(serve, theirs)
         muxer = await client().outbound(ours, SERVER.peer_id)
-        nursery.start_soon(muxer.run)
-        with trio.fail_after(10), pytest.raises(ConnectionLost, match=why):
-            await muxer.accept_stream()
+        with trio.fail_after(10):
+            await muxer.run(pytest.fail)
+        with pytest.raises(ConnectionLost, match=why):
+            await muxer.open_stream()
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -78,7 +80,8 @@ async def test_the_answer_to_yamux_may_come_alone_in_pieces_or_with_more(togethe
     async with one_connection() as (ours, theirs), trio.open_nursery() as nursery:
         nursery.start_soon(serve, theirs)
         muxer = await client().outbound(ours, SERVER.peer_id)
-        nursery.start_soon(muxer.run)
+        arrive, arrived = trio.open_memory_channel[MuxedStream](1)
+        nursery.start_soon(muxer.run, arrive.send_nowait)
         with trio.fail_after(10):
-            await muxer.accept_stream()
+            assert (await arrived.receive()).peer_id == SERVER.peer_id
         nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ frame in its turn. All that waits can be cancelled, for nothing is half written 
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -21,7 +21,7 @@ import trio
 from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.errors import ConnectionLost
 from hivemind_p2p.transport.api import Traffic
-from hivemind_p2p.transport.muxer import Muxer
+from hivemind_p2p.transport.muxer import MuxedStream, Muxer
 from hivemind_p2p.transport.noise.channel import SecureChannel
 from hivemind_p2p.transport.yamux.events import (
     DataReceived,
@@ -59,19 +59,20 @@ class YamuxMuxer(Muxer):
     def __init__(
         self, channel: SecureChannel, peer_id: PeerID, *, initiator: bool, settings: TransportSettings
     ) -> None:
-        self.peer_id, self.initiator = peer_id, initiator
+        self.peer_id = peer_id
+        self.initiator = initiator
         self.session = Session(
             initiator=initiator,
             max_inbound=settings.max_streams_in,
             max_window=settings.max_receive_window,
             budget=settings.max_unread,
         )
-        self._channel, self._settings = channel, settings
+        self._channel = channel
+        self._settings = settings
         self._streams: dict[int, YamuxStream] = {}
         self._outbound = 0
         self._slot_free = trio.lowlevel.ParkingLot()
-        self._accepted: deque[YamuxStream] = deque()
-        self._arrival = trio.lowlevel.ParkingLot()
+        self._on_stream: Callable[[MuxedStream], None] | None = None
         self._turn = trio.Lock()
         self._blocked = trio.Event()
         self._flowing = trio.Event()
@@ -99,8 +100,8 @@ class YamuxMuxer(Muxer):
     def traffic(self) -> Traffic:
         return Traffic(self._bytes_received, self._bytes_sent)
 
-    async def run(self) -> None:
-        self._running = True
+    async def run(self, on_stream: Callable[[MuxedStream], None]) -> None:
+        self._running, self._on_stream = True, on_stream
         reason = "this host stopped using it"
         try:
             with self._scope:
@@ -138,14 +139,6 @@ class YamuxMuxer(Muxer):
             stream.throw_away()
             raise
         return stream
-
-    async def accept_stream(self) -> YamuxStream:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._accepted:
-            if self._lost is not None:
-                raise self.lost()
-            await self._arrival.park()
-        return self._accepted.popleft()
 
     async def aclose(self) -> None:
         if self._closing:
@@ -276,7 +269,8 @@ class YamuxMuxer(Muxer):
                 if (stream := self._streams.get(state.id)) is not None:
                     stream.window_opened()
             case StreamOpened(state):
-                self._accept(state)
+                assert self._on_stream is not None, "only run receives"
+                self._on_stream(self._add(state))
             case EndReceived(state) | ResetReceived(state):
                 if (stream := self._streams.get(state.id)) is not None:
                     stream.peer_finished()
@@ -287,16 +281,6 @@ class YamuxMuxer(Muxer):
                     stream.overflowed()
             case StreamRefused():
                 self._warn("%s opens more streams than it may (max_streams_in)", self.peer_id)
-
-    def _accept(self, state: StreamState) -> None:
-        if self.on_stream is not None:
-            self.on_stream(self._add(state))
-        elif len(self._accepted) < self._settings.accept_backlog:
-            self._accepted.append(self._add(state))
-            self._arrival.unpark()
-        else:
-            self._warn("%s opens streams faster than they are accepted (accept_backlog)", self.peer_id)
-            self.session.reset(state)
 
     def _warn(self, message: str, *arguments: object) -> None:
         """Warn once: what a peer can do again and again must not fill a disk."""
@@ -379,7 +363,6 @@ class YamuxMuxer(Muxer):
         self._lost = reason
         self._flowing.set()
         self._heard.set()
-        self._arrival.unpark_all()
         self._slot_free.unpark_all()
         for stream in list(self._streams.values()):
             stream.connection_lost()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -13,10 +14,12 @@ from hivemind_p2p.errors import ConnectionLost
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.link import link_over
 from hivemind_p2p.transport.memory import _pair
+from hivemind_p2p.transport.muxer import MuxedStream
 from hivemind_p2p.transport.noise.channel import Keys, SecureChannel
 from hivemind_p2p.transport.yamux.frames import HEADER_SIZE
 from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
 from hivemind_p2p.transport.yamux.stream import YamuxStream
+from hivemind_p2p.wire.peer_id import PeerID
 from tests.transport.yamux.sessions import parse
 
 ONE, OTHER = Identity.generate().peer_id, Identity.generate().peer_id
@@ -55,12 +58,33 @@ class Faulty(trio.abc.Stream):
         await self._stream.aclose()
 
 
+class AcceptingMuxer(YamuxMuxer):
+    """A muxer whose streams wait until a test takes them, one by one."""
+
+    def __init__(
+        self, channel: SecureChannel, peer_id: PeerID, *, initiator: bool, settings: TransportSettings
+    ) -> None:
+        super().__init__(channel, peer_id, initiator=initiator, settings=settings)
+        self._arrive, self._arrived = trio.open_memory_channel[MuxedStream](math.inf)
+
+    async def run(self, on_stream: Callable[[MuxedStream], None] | None = None) -> None:
+        with self._arrive:
+            await super().run(on_stream or self._arrive.send_nowait)
+
+    async def accept_stream(self) -> YamuxStream:
+        """The next stream that the peer opened; raises ConnectionLost."""
+        try:
+            return await self._arrived.receive()
+        except trio.EndOfChannel:
+            raise self.lost() from None
+
+
 @dataclass
 class Pair:
     """Two muxers that run, and the wires under them."""
 
-    one: YamuxMuxer
-    other: YamuxMuxer
+    one: AcceptingMuxer
+    other: AcceptingMuxer
     one_end: Faulty
     other_end: Faulty
     nursery: trio.Nursery
@@ -78,8 +102,8 @@ class Pair:
 async def two_muxers(settings: TransportSettings | None = None, *, latency: float = 0.0) -> AsyncIterator[Pair]:
     settings = settings or TransportSettings()
     one_end, other_end = map(Faulty, _pair(latency))
-    one = YamuxMuxer(SecureChannel(link_over(one_end), KEYS), OTHER, initiator=True, settings=settings)
-    other = YamuxMuxer(SecureChannel(link_over(other_end), REVERSED), ONE, initiator=False, settings=settings)
+    one = AcceptingMuxer(SecureChannel(link_over(one_end), KEYS), OTHER, initiator=True, settings=settings)
+    other = AcceptingMuxer(SecureChannel(link_over(other_end), REVERSED), ONE, initiator=False, settings=settings)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.run)
         nursery.start_soon(other.run)
@@ -118,10 +142,10 @@ class RawPeer:
 
 
 @asynccontextmanager
-async def against(settings: TransportSettings | None = None) -> AsyncIterator[tuple[YamuxMuxer, RawPeer]]:
+async def against(settings: TransportSettings | None = None) -> AsyncIterator[tuple[AcceptingMuxer, RawPeer]]:
     """A muxer that was dialled, and who dialled it."""
     here, there = _pair(0.0)
-    muxer = YamuxMuxer(
+    muxer = AcceptingMuxer(
         SecureChannel(link_over(here), KEYS), OTHER, initiator=False, settings=settings or TransportSettings()
     )
     async with trio.open_nursery() as nursery:

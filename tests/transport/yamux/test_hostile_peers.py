@@ -69,18 +69,6 @@ async def test_what_a_peer_opens_while_we_close_is_refused_without_a_word(autoju
         assert not caplog.records
 
 
-async def test_streams_that_nobody_accepts_are_refused_beyond_the_backlog(autojump_clock, caplog):
-    async with against(TransportSettings(accept_backlog=4)) as (muxer, peer):
-        await peer.say(*(frame(DATA, SYN, 2 * number + 1, 1) + b"x" for number in range(6)))
-        assert await peer.hear(2) == [(WINDOW_UPDATE, RST | ACK, 9, 0), (WINDOW_UPDATE, RST | ACK, 11, 0)]
-        assert muxer.session.windows.held == 4
-        assert "accept_backlog" in caplog.text
-        assert await (await muxer.accept_stream()).read_exactly(1) == b"x"
-        await peer.say(frame(DATA, SYN, 13, 0))
-        await trio.testing.wait_all_tasks_blocked()
-        assert muxer.stream_count == 5
-
-
 async def test_opening_and_resetting_in_a_loop_leaves_nothing(autojump_clock):
     async with against(TransportSettings(max_streams_in=4)) as (muxer, peer):
         for number in range(1000):
