@@ -91,7 +91,30 @@ class HostingSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:  # NaN is not
                 raise ConfigError(f"{name} = {value} must be above 0")
+        self._check_learning()
         if not self.batch_wait_timeout_s >= 0:
             raise ConfigError(f"batch_wait_timeout_s = {self.batch_wait_timeout_s} must be at least 0")
         if self.min_batch_size > self.max_batch_size:
             raise ConfigError(f"min_batch_size = {self.min_batch_size} is above max_batch_size = {self.max_batch_size}")
+
+    def _check_learning(self) -> None:
+        warmup, total = self.num_warmup_steps, self.num_training_steps
+        if self.scheduler == "linear" and (warmup is None or total is None or not 0 <= warmup < total):
+            raise ConfigError(
+                f"scheduler = 'linear' needs 0 <= num_warmup_steps < num_training_steps, not {warmup} and {total}"
+            )
+        if self.scheduler == "none" and not warmup is total is None:
+            raise ConfigError(
+                f"num_warmup_steps = {warmup} and num_training_steps = {total} are of scheduler = 'linear', and there "
+                "is no scheduler; say that, too, or leave them away"
+            )
+        if self.optimizer != "none":
+            return
+        for name in (
+            "lr", "clip_grad_norm", "scheduler", "gradient_accumulation_steps", "delayed_step"
+        ):  # fmt: skip
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                raise ConfigError(
+                    f"{name} = {value!r} has no meaning without an optimizer, as experts of optimizer = 'none' do not "
+                    "learn; leave one of them away"
+                )

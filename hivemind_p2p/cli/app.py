@@ -12,6 +12,7 @@ from hivemind_p2p import __version__
 from hivemind_p2p.cli.bootstrap import bootstrap
 from hivemind_p2p.cli.dht import dht
 from hivemind_p2p.cli.doctor import doctor
+from hivemind_p2p.cli.help import InGroups
 from hivemind_p2p.cli.peers import peers
 from hivemind_p2p.cli.ping import ping
 from hivemind_p2p.cli.server import server
@@ -24,8 +25,8 @@ LISTS = frozenset({"--initial-peers", "--host-maddrs", "--announce-maddrs", "--e
 app = typer.Typer(
     name=PROGRAM, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None
 )
-app.command()(bootstrap)
-app.command()(server)
+app.command(cls=InGroups)(bootstrap)
+app.command(cls=InGroups)(server)
 app.command()(ping)
 app.command()(peers)
 app.command()(doctor)

@@ -7,26 +7,20 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
 
+from hivemind_p2p.cli import hosting_options as hosting
 from hivemind_p2p.cli import options
 from hivemind_p2p.cli.bootstrap import python_line
 from hivemind_p2p.cli.running import run_until_stopped, set_up_logging
-from hivemind_p2p.config import HostingSettings, Settings
+from hivemind_p2p.config import HostingSettings, NodeSettings, Settings
 from hivemind_p2p.errors import ConfigError
 
 if TYPE_CHECKING:
     from multiaddr import Multiaddr
 
     from hivemind_p2p.server import Server
-
-_DEFAULTS = HostingSettings()
-
-
-def _option(text: str, *, default: object = None, metavar: str | None = None) -> Any:
-    return options.setting(text, "Experts", default=default, metavar=metavar)
 
 
 def server(
@@ -35,62 +29,37 @@ def server(
     announce_maddrs: options.AnnounceMaddrs = None,
     identity_path: options.IdentityPath = None,
     mdns: options.Mdns = None,
-    expert_uids: Annotated[list[str] | None, _option("Host exactly these.", metavar="UID...")] = None,
-    num_experts: Annotated[
-        int | None, _option("Host so many, under free uids of --expert-pattern.", default="1")
-    ] = None,
-    expert_pattern: Annotated[str | None, _option("Uids to draw from: ffn.[0:16].[0:16] is a grid of 256.")] = None,
-    expert_cls: Annotated[
-        str | None, _option("ffn, transformer, nop, or one of --custom-module-path.", default=_DEFAULTS.expert_cls)
-    ] = None,
-    custom_module_path: Annotated[
-        Path | None, _option("Python file that registers expert classes of your own.", metavar="FILE")
-    ] = None,
-    hidden_dim: Annotated[
-        int | None, _option("Size of the last axis of inputs and outputs.", default=_DEFAULTS.hidden_dim)
-    ] = None,
-    min_batch_size: Annotated[
-        int | None, _option("Rows that a batch waits for.", default=_DEFAULTS.min_batch_size)
-    ] = None,
-    max_batch_size: Annotated[
-        int | None,
-        _option("Rows that a batch never exceeds; larger requests run in pieces.", default=_DEFAULTS.max_batch_size),
-    ] = None,
-    batch_wait_timeout_s: Annotated[
-        float | None,
-        _option("Seconds that a smaller batch waits for that many.", default=f"{_DEFAULTS.batch_wait_timeout_s:g}"),
-    ] = None,
-    device: Annotated[
-        list[str] | None,
-        _option(
-            "cpu, cuda, cuda:1, ...; several share the experts.", default="cuda where there is one", metavar="DEVICE..."
-        ),
-    ] = None,
-    optimizer: Annotated[str | None, _option("adam, sgd or none.", default=_DEFAULTS.optimizer)] = None,
-    lr: Annotated[float | None, _option("Learning rate.", default="1e-3 for adam, 1e-2 for sgd")] = None,
-    clip_grad_norm: Annotated[
-        float | None, _option("Largest norm of an expert's gradient.", default="no limit")
-    ] = None,
-    autocast: Annotated[bool | None, _option("Compute in bfloat16 what torch considers safe.", default="no")] = None,
-    compression: Annotated[
-        str | None, _option("How tensors travel: NONE, FLOAT16, UNIFORM_8BIT, ...", default=_DEFAULTS.compression)
-    ] = None,
-    checkpoint_dir: Annotated[
-        Path | None,
-        _option("Save experts here, and go on from what is here.", default="nothing is saved", metavar="DIR"),
-    ] = None,
-    checkpoint_period: Annotated[
-        float | None, _option("Seconds between two times of saving.", default=f"{_DEFAULTS.checkpoint_period:g}")
-    ] = None,
-    replicate: Annotated[
-        bool | None,
-        _option(
-            "Begin with the states of living replicas of these experts, where they have learned more.", default="no"
-        ),
-    ] = None,
-    update_period: Annotated[
-        float | None, _option("Seconds between two declarations in the swarm.", default=f"{_DEFAULTS.update_period:g}")
-    ] = None,
+    expert_uids: hosting.ExpertUids = None,
+    num_experts: hosting.NumExperts = None,
+    expert_pattern: hosting.ExpertPattern = None,
+    expert_cls: hosting.ExpertCls = None,
+    custom_module_path: hosting.CustomModulePath = None,
+    hidden_dim: hosting.HiddenDim = None,
+    compression: hosting.Compression = None,
+    update_period: hosting.UpdatePeriod = None,
+    device: hosting.Device = None,
+    min_batch_size: hosting.MinBatchSize = None,
+    max_batch_size: hosting.MaxBatchSize = None,
+    batch_wait_timeout_s: hosting.BatchWaitTimeoutS = None,
+    max_queue_tasks: hosting.MaxQueueTasks = None,
+    max_request_bytes: hosting.MaxRequestBytes = None,
+    max_pending_bytes: hosting.MaxPendingBytes = None,
+    detect_anomalies: hosting.DetectAnomalies = None,
+    autocast: hosting.Autocast = None,
+    compile: hosting.Compile = None,  # noqa: A002  # torch's word
+    optimizer: hosting.Optimizer = None,
+    lr: hosting.Lr = None,
+    scheduler: hosting.Scheduler = None,
+    num_warmup_steps: hosting.NumWarmupSteps = None,
+    num_training_steps: hosting.NumTrainingSteps = None,
+    clip_grad_norm: hosting.ClipGradNorm = None,
+    gradient_accumulation_steps: hosting.GradientAccumulationSteps = None,
+    delayed_step: hosting.DelayedStep = None,
+    undo_exploded_steps: hosting.UndoExplodedSteps = None,
+    checkpoint_dir: hosting.CheckpointDir = None,
+    checkpoint_period: hosting.CheckpointPeriod = None,
+    checkpoints_kept: hosting.CheckpointsKept = None,
+    replicate: hosting.Replicate = None,
     config: options.Config = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -100,36 +69,21 @@ def server(
     Without --initial-peers it joins a swarm that it finds in its network (--no-mdns: not), or else starts one of its
     own, which others can join through it.
     """
+    given = dict(locals())
     set_up_logging(verbose)
     settings = options.settings_from(
         config,
         {
-            "node.initial_peers": initial_peers,
-            "node.host_maddrs": host_maddrs,
-            "node.announce_maddrs": announce_maddrs,
-            "node.identity_path": identity_path,
+            **{f"node.{each.name}": given[each.name] for each in fields(NodeSettings)},
             "nat.mdns": mdns,
-            "hosting.expert_uids": expert_uids,
-            "hosting.num_experts": num_experts,
-            "hosting.expert_pattern": expert_pattern,
-            "hosting.expert_cls": expert_cls,
-            "hosting.custom_module_path": custom_module_path,
-            "hosting.hidden_dim": hidden_dim,
-            "hosting.min_batch_size": min_batch_size,
-            "hosting.max_batch_size": max_batch_size,
-            "hosting.batch_wait_timeout_s": batch_wait_timeout_s,
-            "hosting.device": device,
-            "hosting.optimizer": optimizer,
-            "hosting.lr": lr,
-            "hosting.clip_grad_norm": clip_grad_norm,
-            "hosting.autocast": autocast,
-            "hosting.compression": compression,
-            "hosting.checkpoint_dir": checkpoint_dir,
-            "hosting.checkpoint_period": checkpoint_period,
-            "hosting.replicate": replicate,
-            "hosting.update_period": update_period,
+            **{f"hosting.{each.name}": given[each.name] for each in fields(HostingSettings)},
         },
     )
+    if settings.hosting.checkpoint_dir is None and not checkpoint_period is checkpoints_kept is None:
+        raise ConfigError(
+            "--checkpoint-period and --checkpoints-kept say how to save experts, and nothing says where: give "
+            "--checkpoint-dir, too, or leave them away"
+        )
     run_until_stopped(lambda: host_experts(options.for_serving(settings), as_json=as_json))
 
 

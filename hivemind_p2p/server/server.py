@@ -212,7 +212,12 @@ class Server:
             expert_pattern=expert_pattern,
             expert_cls=expert_cls,
             hidden_dim=hidden_dim,
+            optimizer="none" if optim_cls is None else optimizer or "adam",  # type: ignore[arg-type]  # names are
+            lr=lr,
             clip_grad_norm=clip_grad_norm,
+            scheduler=scheduler,  # type: ignore[arg-type]  # checked below
+            num_warmup_steps=num_warmup_steps,
+            num_training_steps=num_training_steps,
             gradient_accumulation_steps=gradient_accumulation_steps,
             delayed_step=delayed_step,
             detect_anomalies=detect_anomalies,

@@ -78,9 +78,6 @@ def test_the_linear_schedule():
     assert rates == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     assert scheduler_maker("none", None, None) is None
     assert scheduler_maker("linear", 0, 1)(optimizer).lr_lambdas[0](0) == 1.0
-    for warmup, total in [(None, 5), (5, None), (5, 5), (-1, 5)]:
-        with pytest.raises(ConfigError, match="num_warmup_steps < num_training_steps"):
-            scheduler_maker("linear", warmup, total)
     with pytest.raises(ConfigError, match="not one of none, linear"):
         scheduler_maker("cosine", 1, 2)
 
