@@ -30,6 +30,7 @@ from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.wire.peer_id import PeerID
 
 if TYPE_CHECKING:
+    from hivemind_p2p.nat.local_peers import LocalPeers
     from hivemind_p2p.transport.host import Host
     from hivemind_p2p.transport.report import ConnectionReport
 
@@ -90,6 +91,7 @@ class Node:
         self._nat: NAT | None = None
         self._rpc: RPC | None = None
         self._dht: DHTNode | None = None
+        self._neighbours: LocalPeers | None = None
 
     async def __aenter__(self) -> Self:
         from hivemind_p2p.transport.host import Host  # libp2p: loaded when a node starts, not when it is named
@@ -139,7 +141,7 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._stack is not None
-        self._network = self._nat = self._rpc = self._dht = None
+        self._network = self._nat = self._rpc = self._dht = self._neighbours = None
         await self._stack.__aexit__(kind, error, trace)
 
     @property
@@ -253,6 +255,8 @@ class Node:
 
     async def _join_anew(self, nat: NAT, dht: DHTNode) -> None:
         """We are in another network: let the swarm hear where, as soon as somebody relays for us."""
+        if self._neighbours is not None:
+            self._neighbours.network_changed()
         pause = _AGAIN
         while True:
             with trio.move_on_after(self.settings.nat.relay_timeout):
@@ -289,7 +293,7 @@ class Node:
             except BootstrapError as error:
                 logger.debug("a peer in our network is not of our kind: %s", error)
 
-        neighbours = await stack.enter_async_context(LocalPeers(host, meet))
+        neighbours = self._neighbours = await stack.enter_async_context(LocalPeers(host, meet))
         if not host.connections():
             with trio.move_on_after(_NEIGHBOURS):
                 await neighbours.met.wait()

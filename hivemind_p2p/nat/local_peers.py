@@ -62,6 +62,7 @@ class LocalPeers(Background):
         self._told: OrderedDict[PeerID, float] = OrderedDict()
         self._room = trio.CapacityLimiter(_AT_ONCE)
         self._ips: Sequence[str] = ()
+        self._elsewhere = trio.Event()
 
     async def _begin(self, nursery: trio.Nursery) -> None:
         nursery.start_soon(self._run)
@@ -71,15 +72,24 @@ class LocalPeers(Background):
         from zeroconf import Error as ZeroconfError  # 70 ms that only who wants it pays
 
         while True:
+            self._elsewhere = trio.Event()
+            self._told.clear()
             self._ips = speaking_ips(self._host.listen_maddrs)
-            if not self._ips:
-                await trio.sleep(_LOOK_AROUND)
-                continue
             try:
-                await self._speak(self._ips)
+                if self._ips:
+                    await self._speak(self._ips)
+                    continue
             except (OSError, ZeroconfError) as error:
                 logger.debug("mDNS does not work at %s: %s", ", ".join(self._ips), error)
-                await trio.sleep(_LOOK_AROUND)
+            await self._a_while()
+
+    def network_changed(self) -> None:
+        """This machine is in another network: look around at once, and tell of everybody who is heard there."""
+        self._elsewhere.set()
+
+    async def _a_while(self) -> None:
+        with trio.move_on_after(_LOOK_AROUND):
+            await self._elsewhere.wait()
 
     async def _speak(self, ips: Sequence[str]) -> None:
         """Until our networks are others."""
@@ -115,10 +125,8 @@ class LocalPeers(Background):
 
         try:
             await trio.to_thread.run_sync(begin)
-            while True:
-                await trio.sleep(_LOOK_AROUND)
-                if list(ips) != speaking_ips(self._host.listen_maddrs):
-                    return
+            while not self._elsewhere.is_set() and list(ips) == speaking_ips(self._host.listen_maddrs):
+                await self._a_while()
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(_GOODBYE):
                 for zeroconf in conversation:

@@ -11,10 +11,15 @@ import threading
 from collections.abc import Callable
 
 import pytest
+import trio
+import trio.testing
 
+from hivemind_p2p.nat import local_peers
+from hivemind_p2p.nat.local_peers import LocalPeers
 from tests.nat.lab.lab import Lab
 from tests.nat.lab.namespaces import Host, in_netns
 from tests.nat.lab.peers import Peer
+from tests.nat.memory import swarm
 
 MDNS = {"nat.mdns": True}
 GROUP = ("224.0.0.251", 5353)
@@ -27,6 +32,46 @@ def test_two_nodes_that_were_told_of_nobody_become_one_swarm(lab: Lab, start: Ca
     assert other.ask("until_connected", one.peer_id, 20) == "direct"
     assert other.ask("put", "key", "value")
     assert one.ask("get", "key") == "value"
+
+
+def test_who_comes_into_a_network_finds_the_peers_there_at_once(lab: Lab, start: Callable[..., Peer]):
+    home, cafe = lab.site("home", "port-restricted"), lab.site("cafe", "port-restricted")
+    resident = start(cafe.host, settings=MDNS)
+    moving = start(home.host, settings=MDNS, look_around=3600)
+    home.host.ip = home.host.ip.rpartition(".")[0] + ".200"  # which nobody in the cafe has
+    lab.move(home.host, cafe)
+    assert moving.ask("until_connected", resident.peer_id, 40) == "direct"
+
+
+async def test_who_was_heard_before_is_told_again_in_another_network(autojump_clock, monkeypatch):
+    """Also one that came along; nothing but what mDNS hears is a stand-in here."""
+    told, speaking = [], []
+
+    class Deaf(LocalPeers):
+        async def _speak(self, ips):
+            speaking.append(ips)
+            await self._a_while()
+
+    async def found(maddrs):
+        told.append([str(maddr) for maddr in maddrs])
+
+    monkeypatch.setattr(local_peers, "speaking_ips", lambda listening: ["192.168.1.2"])
+    monkeypatch.setattr(local_peers, "interface_networks", lambda: ["192.168.1.2/24"])
+    address = "/ip4/192.168.1.3/tcp/4001/p2p/12D3KooWSzyjKBkg2TrVkdoZqcPZXxPrZpF1xwMBmdPAdaB7yZRs"
+    record = bytes([len(address) + 8]) + f"dnsaddr={address}".encode()
+    async with swarm() as net:
+        peer = await net.start()
+        async with Deaf(peer.host, found) as neighbours:
+            for changes in range(3):
+                neighbours._heard(record)
+                neighbours._heard(record)
+                await neighbours.met.wait()
+                await trio.testing.wait_all_tasks_blocked()
+                assert (told, len(speaking)) == ([[address]] * (changes + 1), changes + 1)
+                before = trio.current_time()
+                neighbours.network_changed()
+                await trio.testing.wait_all_tasks_blocked()
+                assert trio.current_time() == before
 
 
 def test_without_it_nobody_is_found(lab: Lab, start: Callable[..., Peer]):

@@ -17,7 +17,7 @@ from hivemind_p2p.config import Settings
 from hivemind_p2p.config_sources import load_settings
 from hivemind_p2p.dht import get_dht_time
 from hivemind_p2p.errors import HivemindError
-from hivemind_p2p.nat import NAT
+from hivemind_p2p.nat import NAT, local_peers
 from hivemind_p2p.nat.diagnosis import health_as_json
 from hivemind_p2p.node import DEFAULT_HOST_MADDRS, Node
 from hivemind_p2p.transport.api import Connection, Stream
@@ -43,6 +43,7 @@ def main(pipe: Pipe, ns: str, options: dict[str, Any]) -> None:
 
 async def _serve(pipe: Pipe, options: dict[str, Any]) -> None:
     # Routers are asked for a port only where a test is about that.
+    local_peers._LOOK_AROUND = options.pop("look_around", local_peers._LOOK_AROUND)
     settings = load_settings({"nat.port_mapping": False, **options.pop("settings", {})}, environ={})
     try:
         async with (Node if options.pop("dht", True) else _bare)(settings=settings, **options) as node:

@@ -27,7 +27,7 @@ class Peer:
     Args:
         host: where it lives.
         options: arguments of ``Node``; ``settings``: a dictionary of dotted settings; ``dht=False`` for only the host
-            and what reaches it.
+            and what reaches it; ``look_around``: seconds between two looks of its mDNS at where it is.
     """
 
     def __init__(self, host: Host, **options: Any) -> None:
