@@ -20,6 +20,8 @@ from hivemind_p2p.wire.peer_id import PeerID
 
 _P2P: Final = 421  # multicodec of /p2p
 _CACHED: Final = 2**14  # every answer of a DHT peer names many addresses, mostly the same ones, and reading one is slow
+_LONGEST: Final = 512
+"""Bytes of an address of a peer: a name has at most 253, and what is kept for reuse must be small."""
 _CIRCUIT: Final = 290  # multicodec of /p2p-circuit
 _FAMILIES: Final = {
     "ip4": socket.AF_INET,
@@ -36,10 +38,13 @@ def read_maddr(raw: bytes) -> Multiaddr:
     Raises:
         ValueError: the bytes are none.
     """
+    if len(raw) > _LONGEST:
+        raise ValueError(f"{len(raw)} bytes are more than an address has")
     try:
         maddr = Multiaddr(raw)
         list(maddr.items()), str(maddr)  # reading is lazy, and each reads what the other does not
-    except (MultiaddrError, ValueError, LookupError, TypeError) as error:  # TypeError: it ends within a number
+    # TypeError: it ends within a number; OverflowError: a length in it is larger than any
+    except (MultiaddrError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(f"{raw[:40].hex()!r} is not an address: {error}") from None
     return maddr
 

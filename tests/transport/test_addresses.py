@@ -61,12 +61,19 @@ def test_addresses_that_make_no_sense_say_why(text, why):
 @example(b"\xff")  # ends within a number
 @example(b"\xa5\x03")
 @example(b"*\x01\x00")
+@example(b"\x36" + b"\xff" * 9 + b"\x01")  # a length that no machine has
 def test_bytes_of_peers_are_an_address_or_a_value_error(raw: bytes):
     try:
         maddr = read_maddr(raw)
     except ValueError:
         return
     assert len(list(maddr.items())) == len(list(maddr.protocols()))
+
+
+def test_what_is_longer_than_any_address_is_none():
+    assert read_maddr(Multiaddr("/dns4/" + ".".join(["a" * 62] * 4) + "/tcp/1").to_bytes())
+    with pytest.raises(ValueError, match="600 bytes are more than an address has"):
+        read_maddr(b"\x06\x00\x01" * 200)
 
 
 def test_the_peer_is_taken_off_and_put_on():

@@ -183,7 +183,7 @@ async def test_identify_tells_where_a_peer_listens(autojump_clock):
         assert one.connections(three.peer_id) == []
 
 
-@pytest.mark.parametrize("garbage", [b"\xff", b"\xa5\x03", b"\xff" * 40, b""])
+@pytest.mark.parametrize("garbage", [b"\xff", b"\xa5\x03", b"\xff" * 40, b"6" + b"\xff" * 9 + b"\x01", b""])
 async def test_a_peer_that_says_garbage_about_itself_hurts_nobody(autojump_clock, garbage: bytes):
     async with pair() as (_, one, two):
         said = Identify(listen_addrs=[garbage, one.listen_maddrs[0].to_bytes()], observed_addr=garbage)
