@@ -18,7 +18,7 @@ from libp2p.identity.identify.pb.identify_pb2 import Identify
 from multiaddr import Multiaddr
 
 from hivemind_p2p.errors import StreamEnded, StreamReset
-from hivemind_p2p.transport.addresses import read_maddr, split_peer
+from hivemind_p2p.transport.addresses import endpoint_of, read_maddr, split_peer
 from hivemind_p2p.transport.api import AGENT, Connection, PeerDescription, Stream, StreamHandler
 
 IDENTIFY: Final = "/ipfs/id/1.0.0"
@@ -74,13 +74,24 @@ async def read_description(stream: Stream) -> PeerDescription:
         message = Identify.FromString(await stream.read_exactly(length))
     except DecodeError:
         raise StreamReset(f"{stream.peer_id} sent an identify message that is none") from None
-    observed = _maddrs([message.observed_addr] if message.observed_addr else [])
+    seen = [maddr for maddr in _maddrs([message.observed_addr]) if _has_ip(maddr)]
     return PeerDescription(
-        agent=message.agent_version,
-        protocols=frozenset(itertools.islice(message.protocols, _MOST_PROTOCOLS)),
+        agent=_text(message.agent_version),
+        protocols=frozenset(map(_text, itertools.islice(message.protocols, _MOST_PROTOCOLS))),
         maddrs=tuple(_maddrs(message.listen_addrs)),
-        observed=observed[0] if observed else None,
+        observed=seen[0] if seen else None,
     )
+
+
+def _has_ip(maddr: Multiaddr) -> bool:
+    """Whether it is what can be seen of a connection: nobody comes from a name."""
+    endpoint = endpoint_of(maddr)
+    return endpoint is not None and endpoint.ip is not None
+
+
+def _text(value: str | bytes) -> str:
+    """A string of the message, which protobuf leaves as bytes where it is none."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def _maddrs(encoded: Iterable[bytes]) -> list[Multiaddr]:

@@ -1,0 +1,67 @@
+"""What peers say of themselves and of us, made to hurt: it hurts nobody. Hosts in memory, under a virtual clock."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from multiaddr import Multiaddr
+
+from hivemind_p2p.nat.hole_punching import HolePuncher
+from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.transport.identify import IDENTIFY
+from hivemind_p2p.transport.report import report
+from hivemind_p2p.wire.framing import varint
+from tests.nat.memory import Peer, call, swarm
+
+
+def says(peer: Peer, message: bytes) -> None:
+    """Have a peer give this answer to whoever asks who it is."""
+
+    async def answer(stream: Stream) -> None:
+        await stream.send_all(varint(len(message)) + message)
+
+    peer.host.set_stream_handler(IDENTIFY, answer)
+
+
+def field(number: int, value: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+@pytest.mark.parametrize("seen", ["/dns4/localhost/tcp/4001", "/dns/example.com/tcp/1", "/dns6/example.com/tcp/1"])
+async def test_a_peer_that_sees_us_at_a_name_is_not_believed(autojump_clock, seen: str):
+    async with swarm() as net:
+        liar, node = await net.start(), await net.start()
+        protocols = sorted(liar.host._handlers)
+        says(liar, Identify(observed_addr=Multiaddr(seen).to_bytes(), protocols=protocols).SerializeToString())
+        await node.host.connect(liar.maddrs[0])
+        await trio.sleep(1)
+        assert seen not in map(str, node.nat.observed.maddrs(trio.current_time()))
+        assert await call(node, liar)
+
+
+async def test_a_peer_whose_names_are_no_text_is_punched_through_to_and_reported_like_others(
+    autojump_clock, monkeypatch
+):
+    async with swarm() as net:
+        relay = await net.start()
+        node = await net.start([relay], hidden=True)
+        stranger = await net.start([relay], hidden=True)
+        says(stranger, field(6, b"agent \xff\xfe") + field(3, b"/\xff") + field(3, b"/known"))
+        ended = trio.Event()
+        lead = HolePuncher.lead
+
+        async def watched(puncher: HolePuncher, connection: object) -> None:
+            try:
+                await lead(puncher, connection)
+            finally:
+                ended.set()
+
+        monkeypatch.setattr(HolePuncher, "lead", watched)
+        await stranger.host.connect(node.circuits[0])
+        await trio.sleep(5)
+        assert not ended.is_set(), "the node goes on trying"
+        described = node.host.connections(stranger.peer_id)[0].description
+        assert described.agent == "agent " + 2 * "\N{REPLACEMENT CHARACTER}"
+        assert described.protocols == {"/\N{REPLACEMENT CHARACTER}", "/known"}
+        assert (await report(node.host.connections(stranger.peer_id), 0))[0].agent.startswith("agent ")
