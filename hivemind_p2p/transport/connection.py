@@ -12,7 +12,7 @@ import trio
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
-from hivemind_p2p.errors import StreamError, StreamReset
+from hivemind_p2p.errors import NodeClosed, StreamError, StreamReset
 from hivemind_p2p.transport.api import CircuitLimit, Stream, StreamHandler, Traffic
 from hivemind_p2p.transport.identify import IDENTIFY
 from hivemind_p2p.transport.muxer import MuxedStream, Muxer
@@ -258,7 +258,7 @@ async def run_handler(handler: StreamHandler, stream: Stream) -> None:
     """Let a handler serve a stream, and end the stream for it: closed when it returns, reset when it raises."""
     try:
         await handler(stream)
-    except StreamError as error:
+    except (StreamError, NodeClosed) as error:
         logger.debug("stream %r ended early: %s", stream, error)
         await stream.reset()
     except Exception:  # the boundary of one request: a handler's bug costs its stream, not the node

@@ -18,7 +18,7 @@ import trio
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
-from hivemind_p2p.errors import DialError, HivemindError, TransportError
+from hivemind_p2p.errors import DialError, HivemindError, NodeClosed, TransportError
 from hivemind_p2p.transport.address_book import AddressBook
 from hivemind_p2p.transport.addresses import for_dialing, why_undialable
 from hivemind_p2p.transport.api import Connection, PeerResolver
@@ -76,7 +76,7 @@ class Dialer(Generic[C]):
     Args:
         nursery: owns the dials.
         attempt: connects to a peer at one address, secured; raises TransportError. Cancelled when it takes too long.
-        register: takes a new connection into use; raises TransportError when there is no room.
+        register: takes a new connection into use; raises TransportError when there is no room, NodeClosed at the end.
         networks: the networks of this machine's interfaces, see :func:`~.addresses.for_dialing`.
     """
 
@@ -110,6 +110,9 @@ class Dialer(Generic[C]):
             DialError: nobody answered; ``attempts`` says why at each address.
         """
         dial = self._dials.get(peer_id)
+        if dial is not None and dial.connection is not None and dial.connection.closed:
+            dial.scope.cancel()  # what it has come to has ended since: begin anew
+            dial = None
         if dial is None:
             known = for_dialing(self._book.candidates(peer_id, trio.current_time()), self._networks())
             race = Race([*maddrs, *known], stagger=self._settings.dial_stagger, parallel=self._settings.dial_parallel)
@@ -177,14 +180,18 @@ class Dialer(Generic[C]):
             elif won.is_set():
                 await connection.aclose()
             else:
+                try:
+                    self._register(connection)
+                except (TransportError, NodeClosed):
+                    await connection.aclose()
+                    raise
                 won.set()  # no checkpoint from here to settle(): the race is about to be cancelled
-                self._register(connection)
                 self._book.succeeded(peer_id, maddr)
                 dial.settle(connection)
         except WrongPeer as error:
             self._book.forget(peer_id, maddr)
             reason = str(error)
-        except TransportError as error:
+        except (TransportError, NodeClosed) as error:
             reason = str(error) or type(error).__name__
         if reason:
             dial.attempts[number] = (str(maddr), reason)

@@ -227,8 +227,13 @@ class Host(Background):
 
         Raises:
             TransportError: the handshake failed, somebody else is there, or there is no room. Then it is closed.
+            NodeClosed: this host ends. Then it is closed, too.
         """
-        self._running()
+        try:
+            self._running()
+        except NodeClosed:
+            await raw.close()
+            raise
         connection = await self._establisher.secure(raw, peer_id, as_client=as_client)
         try:
             self._register(connection)

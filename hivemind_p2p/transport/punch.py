@@ -32,7 +32,7 @@ import trio
 from libp2p.abc import ITransport
 from multiaddr import Multiaddr
 
-from hivemind_p2p.errors import TransportError
+from hivemind_p2p.errors import NodeClosed, TransportError
 from hivemind_p2p.transport.addresses import endpoint_of
 from hivemind_p2p.transport.connection import MuxedConnection
 from hivemind_p2p.transport.negotiate import GREETING, line
@@ -52,8 +52,8 @@ _SECOND_LINE: Final = 0.05
 
 
 class Adopt(Protocol):
-    """Secures a raw connection to a peer, as client or server, and takes it into use; raises TransportError, and has
-    closed it then."""
+    """Secures a raw connection to a peer, as client or server, and takes it into use; raises TransportError or
+    NodeClosed, and has closed it then."""
 
     async def __call__(self, raw: RawConnection, peer_id: PeerID, *, as_client: bool) -> MuxedConnection: ...
 
@@ -212,6 +212,8 @@ class Puncher:
                 if raw is not None:
                     punch.answered.set()
                     await self._secure(punch, raw)
+                return
+            except NodeClosed:
                 return
             except TransportError as error:
                 logger.debug("a punch to %s at %s came to nothing: %s", punch.peer_id, maddr, error)
