@@ -60,6 +60,11 @@ class RelayBook:
         """A connection is gone, and what was reserved on it."""
         self._promises = {peer: it for peer, it in self._promises.items() if it.connection is not connection}
 
+    @property
+    def connections(self) -> set[object]:
+        """The connections on which something is reserved."""
+        return {promise.connection for promise in self._promises.values()}
+
     def open(self, source: PeerID, target: PeerID, now: float) -> Status:
         """Count a new circuit in; ``OK`` or why there can be none. What was counted in must be counted out."""
         if self.connection_of(target, now) is None:

@@ -74,6 +74,7 @@ class RelayService:
     async def _serve(self, stream: Stream) -> None:
         with trio.move_on_after(self._settings.handshake_timeout) as timer:
             request = await messages.receive(stream, pb.HopMessage)
+        self._forget_ended()
         if timer.cancelled_caught:
             await stream.reset()
         elif stream.connection is None or stream.connection.relay is not None:
@@ -84,6 +85,12 @@ class RelayService:
             await self._connect(stream, request)
         else:
             await _answer(stream, pb.UNEXPECTED_MESSAGE)
+
+    def _forget_ended(self) -> None:
+        """Nobody tells of the end of a connection whose peer never said who it is."""
+        for connection in self.book.connections:
+            if isinstance(connection, Connection) and connection.closed:
+                self.book.lost(connection)
 
     async def _reserve(self, stream: Stream, connection: Connection) -> None:
         endpoint = endpoint_of(connection.remote_maddr) if connection.remote_maddr is not None else None

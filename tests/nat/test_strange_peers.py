@@ -11,8 +11,10 @@ from hivemind_p2p.nat.hole_punching import HolePuncher
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.transport.identify import IDENTIFY
 from hivemind_p2p.transport.report import report
+from hivemind_p2p.wire import circuit_pb2 as pb
 from hivemind_p2p.wire.framing import varint
 from tests.nat.memory import Peer, call, swarm
+from tests.nat.test_relaying import hop
 
 
 def says(peer: Peer, message: bytes) -> None:
@@ -65,3 +67,23 @@ async def test_a_peer_whose_names_are_no_text_is_punched_through_to_and_reported
         assert described.agent == "agent " + 2 * "\N{REPLACEMENT CHARACTER}"
         assert described.protocols == {"/\N{REPLACEMENT CHARACTER}", "/known"}
         assert (await report(node.host.connections(stranger.peer_id), 0))[0].agent.startswith("agent ")
+
+
+async def test_a_reservation_of_a_peer_that_never_said_who_it_is_ends_with_its_connection(autojump_clock):
+    async with swarm() as net:
+        relay, guest = await net.start(), await net.start()
+
+        async def silence(stream: Stream) -> None:
+            await stream.reset()
+
+        guest.host.set_stream_handler(IDENTIFY, silence)
+        await guest.host.connect(relay.maddrs[0])
+        assert (await hop(guest, relay, type=pb.HopMessage.RESERVE)).status == pb.OK
+        assert relay.nat.service.book.reservations == 1
+        await guest.turn_off()
+        await trio.sleep(60)
+        assert relay.host.connections(guest.peer_id) == []
+        other = await net.start()
+        await other.host.connect(relay.maddrs[0])
+        status = (await hop(other, relay, type=pb.HopMessage.CONNECT, peer=pb.Peer(id=guest.peer_id.to_bytes()))).status
+        assert status == pb.NO_RESERVATION

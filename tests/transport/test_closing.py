@@ -103,7 +103,7 @@ async def test_a_handler_that_finds_its_node_closed_is_no_bug(autojump_clock, ca
             raise NodeClosed("the node was shut down meanwhile")
 
         server.set_stream_handler(ECHO, handler)
+        await client.connect(server.visible_maddrs[0])
         with pytest.raises(StreamReset):
-            await client.connect(server.visible_maddrs[0])
             await roundtrip(client, server)
     assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
