@@ -99,12 +99,15 @@ class ControlServer(Background):
         node = {"peer_id": self._peer_id.base58, "pid": os.getpid()}
         try:
             give = self._answers[json.loads(line)["ask"]]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return {**node, "error": f"it only answers to {', '.join(sorted(self._answers))}; is it of this version?"}
         try:
             return {**node, "answer": await give()}
         except HivemindError as error:
             return {**node, "error": str(error)}
+        except Exception as error:  # the boundary of one request
+            logger.exception("the node could not say how it is doing")
+            return {**node, "error": f"{type(error).__name__}: {error}"}
 
     def __repr__(self) -> str:
         return f"<ControlServer at {self.path or 'nothing'}, for {', '.join(sorted(self._answers))}>"

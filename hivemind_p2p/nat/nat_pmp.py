@@ -114,15 +114,15 @@ class NATPMP:
         await self._ask(map_request(mapping.internal_port, 0, 0))
 
     async def _ask(self, request: bytes) -> bytes:
-        with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            try:
+        try:
+            with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 await sock.connect((self._gateway, PORT))  # who answers from elsewhere is not heard
                 for number in range(_TRIES):
                     await sock.send(request)
                     with trio.move_on_after(_FIRST_WAIT * 2**number):
                         return await sock.recv(64)
-            except OSError as error:
-                raise TransportError(f"the router {self._gateway} does not speak NAT-PMP: {error.strerror}") from None
+        except OSError as error:
+            raise TransportError(f"the router {self._gateway} does not speak NAT-PMP: {error.strerror}") from None
         raise TransportError(f"the router {self._gateway} does not answer NAT-PMP")
 
     def __repr__(self) -> str:

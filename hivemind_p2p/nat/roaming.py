@@ -46,7 +46,7 @@ class Roaming:
     Args:
         forget: called once it is known that the network is another one, before anything else is done.
         gone: called when the connections that are dead have been ended.
-        look: where the machine is.
+        look: where the machine is; raises OSError when it cannot tell.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Roaming:
 
     async def run(self) -> None:
         """Look, and do what is needed; never returns."""
-        detector = ChangeDetector(self._look())
+        detector = ChangeDetector(self._where() or Surroundings())
         believed_from = -math.inf
         async with trio.open_nursery() as nursery:
             afterwards = trio.CancelScope()
@@ -81,7 +81,8 @@ class Roaming:
                     await trio.sleep_until(believed_from)
                     await self._suspicious.wait()
                 now = trio.current_time()
-                change = detector.saw(self._look(), now)
+                seen = self._where()
+                change = detector.saw(seen, now) if seen is not None else Change.NOTHING
                 if self._suspicious.is_set() and now >= believed_from:
                     self._suspicious, believed_from = trio.Event(), now + _BELIEVED_EVERY
                     change = Change.NETWORK
@@ -96,6 +97,14 @@ class Roaming:
                 lost = await self._settle(detector)
                 afterwards = trio.CancelScope()
                 nursery.start_soon(self._meet_again, lost, afterwards)
+
+    def _where(self) -> Surroundings | None:
+        """Where this machine is; None: that cannot be found out now."""
+        try:
+            return self._look()
+        except OSError as error:
+            logger.debug("in which network this machine is cannot be found out: %s", error)
+            return None
 
     async def _settle(self, detector: ChangeDetector) -> list[PeerID]:
         """Leave the old network behind; the peers that were lost with it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import ipaddress
 import socket
 import sys
@@ -40,7 +41,11 @@ class Surroundings:
 
 
 def look_around() -> Surroundings:
-    """Where this machine is now. Takes less than a millisecond, and sends nothing."""
+    """Where this machine is now. Takes less than a millisecond, and sends nothing.
+
+    Raises:
+        OSError: there is no file descriptor left to find out with.
+    """
     ips = frozenset(ip for ip in interface_ips() if not ipaddress.ip_address(ip).is_loopback)
     router, interface = default_route()
     ways_out = tuple(source for family in _OUTSIDE if (source := _source(family)))
@@ -93,7 +98,9 @@ def _source(family: socket.AddressFamily) -> str:
         with closing(socket.socket(family, socket.SOCK_DGRAM)) as sock:
             sock.connect((_OUTSIDE[family], 9))
             return str(sock.getsockname()[0])
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return ""
 
 

@@ -51,10 +51,10 @@ async def private_hops(target: str, timeout: float = 3.0) -> list[str]:
 
 async def _ask(target: str, ttl: int, hops: dict[int, str]) -> None:
     """Send a datagram that the ``ttl``-th router throws away, and note who says so."""
-    with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-        try:
+    try:
+        with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
             await sock.connect((target, _PORT + ttl))
             waiting = True
             while waiting:
@@ -63,8 +63,8 @@ async def _ask(target: str, ttl: int, hops: dict[int, str]) -> None:
                     await trio.lowlevel.wait_readable(sock.fileno())
                     waiting = False
             _, about, _, _ = await sock.recvmsg(0, 512, _MSG_ERRQUEUE)
-        except OSError:
-            return  # no way out at all, or not with datagrams
+    except OSError:
+        return  # no way out at all, or not with datagrams
     for level, kind, data in about:
         if level == socket.IPPROTO_IP and kind == _IP_RECVERR and len(data) >= _ERROR.size + 8:
             origin = _ERROR.unpack_from(data)[1]

@@ -7,6 +7,7 @@ dialled, and ``[that]/p2p/RELAY/p2p-circuit``, where a relay connects us to it. 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind_p2p.wire.peer_id import PeerID
 
+logger = logging.getLogger(__name__)
 _P2P: Final = 421  # multicodec of /p2p
 _CACHED: Final = 2**14  # every answer of a DHT peer names many addresses, mostly the same ones, and reading one is slow
 _LONGEST: Final = 512
@@ -43,8 +45,9 @@ def read_maddr(raw: bytes) -> Multiaddr:
     try:
         maddr = Multiaddr(raw)
         list(maddr.items()), str(maddr)  # reading is lazy, and each reads what the other does not
-    # TypeError: it ends within a number; OverflowError: a length in it is larger than any
-    except (MultiaddrError, ValueError, LookupError, TypeError, OverflowError) as error:
+    # TypeError: it ends within a number; OverflowError: a length in it is larger than any; OSError: what reads it is
+    # loaded when it is needed first, and no file can be opened
+    except (MultiaddrError, ValueError, LookupError, TypeError, OverflowError, OSError) as error:
         raise ValueError(f"{raw[:40].hex()!r} is not an address: {error}") from None
     return maddr
 
@@ -243,14 +246,7 @@ def for_dialing(maddrs: Iterable[Multiaddr], near: Iterable[str] = ()) -> list[M
 
 def interface_networks() -> list[str]:
     """The IP networks that this machine has an interface in, such as ``192.168.1.7/24``."""
-    import psutil
-
-    return [
-        f"{entry.address.partition('%')[0]}/{_prefix_length(entry.netmask)}"
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        if entry.family in (socket.AF_INET, socket.AF_INET6) and entry.netmask
-    ]
+    return [f"{ip}/{_prefix_length(netmask)}" for ip, netmask in _interfaces() if netmask]
 
 
 def _prefix_length(netmask: str) -> int:
@@ -259,16 +255,32 @@ def _prefix_length(netmask: str) -> int:
 
 def interface_ips() -> list[str]:
     """The IP addresses of this machine's interfaces, without link-local ones; loopback last."""
-    import psutil  # 10 ms that only a listening host needs
-
     found: list[str] = []
-    for entries in psutil.net_if_addrs().values():
-        for entry in entries:
-            if entry.family in (socket.AF_INET, socket.AF_INET6):
-                ip = ipaddress.ip_address(entry.address.partition("%")[0])
-                if not ip.is_link_local and str(ip) not in found:
-                    found.append(str(ip))
+    for text, _ in _interfaces():
+        ip = ipaddress.ip_address(text)
+        if not ip.is_link_local and str(ip) not in found:
+            found.append(str(ip))
     return sorted(found, key=lambda text: ipaddress.ip_address(text).is_loopback)
+
+
+_last_seen: Final[list[tuple[str, str]]] = []
+
+
+def _interfaces() -> list[tuple[str, str]]:
+    """The IP addresses of the interfaces, without their zones, and netmasks; those of the last time when the system
+    does not say, as when it has no file descriptor left for the question."""
+    try:
+        import psutil  # 10 ms that only a listening host needs
+
+        _last_seen[:] = [
+            (entry.address.partition("%")[0], entry.netmask or "")
+            for entries in psutil.net_if_addrs().values()
+            for entry in entries
+            if entry.family in (socket.AF_INET, socket.AF_INET6)
+        ]
+    except OSError as error:
+        logger.debug("the addresses of this machine are not known: %s", error)
+    return list(_last_seen)
 
 
 def expand(listening: Sequence[Multiaddr], interfaces: Sequence[str]) -> list[Multiaddr]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -40,7 +41,11 @@ def server(directory: Path, identity: Identity | None = None) -> ControlServer:
         raise DialError("nobody is there")
 
     peer_id = (identity or Identity.generate()).peer_id
-    return ControlServer(peer_id, {"health": health, "failing": failing}, directory=directory)
+
+    async def broken() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    return ControlServer(peer_id, {"health": health, "failing": failing, "broken": broken}, directory=directory)
 
 
 async def test_all_nodes_of_the_user_answer(directory: Path):
@@ -57,12 +62,17 @@ async def test_all_nodes_of_the_user_answer(directory: Path):
 async def test_what_it_cannot_answer_it_says(directory: Path):
     async with server(directory):
         [unknown] = await ask_all("weather", directory=directory)
-        assert (unknown.answer, "only answers to failing, health" in unknown.error) == (None, True)
+        assert (unknown.answer, "only answers to broken, failing, health" in unknown.error) == (None, True)
         [failed] = await ask_all("failing", directory=directory)
         assert failed.error == "nobody is there"
+        [broken] = await ask_all("broken", directory=directory)
+        assert broken.error == "OSError: [Errno 24] Too many open files"
+        assert await ask_all("health", directory=directory)
 
 
-@pytest.mark.parametrize("question", [b"\n", b"[]\n", b'{"ask": []}\n', b"\xff" * 5000, b'"ask"\n'])
+@pytest.mark.parametrize(
+    "question", [b"\n", b"[]\n", b'{"ask": []}\n', b"\xff" * 5000, b'"ask"\n', b"[" * 1023 + b"\n"]
+)
 async def test_garbage_is_answered_and_forgotten(directory: Path, question: bytes):
     async with server(directory) as control:
         async with await trio.open_unix_socket(str(control.path)) as stream:
