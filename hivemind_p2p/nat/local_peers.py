@@ -99,12 +99,16 @@ class LocalPeers(Background):
 
         def heard(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
             # In a thread of zeroconf's. A peer answers with its name and a TXT record; many send nothing else.
+            from zeroconf import Error as ZeroconfError
             from zeroconf import ServiceInfo, ServiceStateChange
 
             if name == own_name or state_change is ServiceStateChange.Removed:
                 return
             if not (text := _texts(zeroconf, name)):
-                ServiceInfo(service_type, name).request(zeroconf, _ANSWER)
+                try:
+                    ServiceInfo(service_type, name).request(zeroconf, _ANSWER)
+                except ZeroconfError as error:  # anything may stand there; the thread hears nobody any more if it fails
+                    logger.debug("a name in our network is none: %s", error)
                 text = _texts(zeroconf, name)
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._heard, text)

@@ -128,6 +128,20 @@ def test_it_hears_what_others_answer(lab: Lab, start: Callable[..., Peer], addre
         assert caller == site.hosts[0].ip
 
 
+def test_a_name_that_is_none_does_not_keep_it_from_hearing_others(lab: Lab, start: Callable[..., Peer]):
+    site = lab.site("home", "port-restricted", hosts=2)
+    stranger = site.hosts[1]
+    with stranger.socket(socket.SOCK_STREAM, 4001, timeout=30) as listener, speaking(stranger) as sock:
+        listener.listen()
+        start(site.hosts[0], settings=MDNS)
+        sock.sendto(answer(label=b"not\x01a name"), GROUP)
+        peer_id = "12D3KooWSzyjKBkg2TrVkdoZqcPZXxPrZpF1xwMBmdPAdaB7yZRs"
+        sock.sendto(answer(f"dnsaddr=/ip4/{stranger.ip}/tcp/4001/p2p/{peer_id}".encode()), GROUP)
+        connection, (caller, _) = listener.accept()
+        connection.close()
+        assert caller == site.hosts[0].ip
+
+
 @contextlib.contextmanager
 def speaking(host: Host):
     """A socket that takes part in mDNS: on its port, in its group."""
@@ -145,9 +159,8 @@ def speaking(host: Host):
         yield sock
 
 
-def answer(*texts: bytes) -> bytes:
+def answer(*texts: bytes, label: bytes = b"k4x0v7qzmnbw2d9s") -> bytes:
     """PTR and TXT as one response."""
-    label = b"k4x0v7qzmnbw2d9s"
     name = bytes([len(label)]) + label + SERVICE
 
     def resource(owner: bytes, kind: int, data: bytes) -> bytes:
