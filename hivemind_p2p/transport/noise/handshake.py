@@ -4,6 +4,9 @@ libp2p does what proves who is who (the XX handshake and the identity keys signe
 and, in the raw connection, the bytes that came behind the handshake; a :class:`~.channel.SecureChannel` goes on from
 there.
 
+libp2p would read any RSA key that a stranger shows, private ones too, whose primes it then tests for seconds, in which
+the node does nothing else. So a key longer than any public one that it would take is refused before.
+
 Two peers that dial each other at one moment, from the ports that they listen on, get one TCP connection, of which both
 are the client (a simultaneous open, which hole punching is made of). Each finds out by what it reads first: the first
 message of an initiator has 32 bytes, that of a responder many more. Then the peer with the smaller id stays the
@@ -14,7 +17,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from libp2p.crypto.keys import KeyPair
+from libp2p.crypto import serialization
+from libp2p.crypto.keys import KeyPair, KeyType, PublicKey
+from libp2p.crypto.rsa import RSAPublicKey
 from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
 from libp2p.peer.id import ID
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
@@ -32,6 +37,17 @@ from hivemind_p2p.wire.peer_id import PeerID
 __all__ = ["PROTOCOL_ID", "Noise"]
 _FIRST_WORD: Final = 32
 """Bytes of an initiator's first message: its ephemeral key."""
+_LONGEST_RSA_KEY: Final = 600
+"""Bytes; a public key of 4096 bits, libp2p's largest, has 550."""
+
+
+def _rsa_public_key(data: bytes) -> PublicKey:
+    if len(data) > _LONGEST_RSA_KEY:
+        raise ValueError(f"an RSA key of {len(data)} bytes is too large")
+    return RSAPublicKey.from_bytes(data)
+
+
+serialization.key_type_to_public_key_deserializer[KeyType.RSA.value] = _rsa_public_key
 
 
 class Noise:
