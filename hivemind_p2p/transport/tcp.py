@@ -13,6 +13,7 @@ import os
 import random
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -33,6 +34,10 @@ _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT"
 _UNSENT: Final = 256 * 1024
 """Bytes that the kernel takes beyond what it can send at once. Trio's 16 KiB would cut each of our frames into several
 writes; much more would lie before whatever else is to be sent, which on a slow line takes its time."""
+
+_LOOKUPS: Final = 16
+"""Names that are looked up at once."""
+_limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("name_lookups")
 
 Handler = Callable[[RawConnection], Awaitable[None]]
 
@@ -209,13 +214,29 @@ async def _bind(endpoint: Endpoint, shared_port: SharedPort) -> trio.SocketListe
 
 
 async def _resolve(endpoint: Endpoint) -> list[tuple[int, Any]]:
+    """Where an endpoint leads to. A name that nobody answers for costs a thread, which lives on when we have given up;
+    so names have threads of their own, and not those that the rest of the program needs.
+    """
+    ask = partial(socket.getaddrinfo, endpoint.host, endpoint.port, endpoint.family, socket.SOCK_STREAM)
     try:
-        found = await trio.socket.getaddrinfo(
-            endpoint.host, endpoint.port, family=endpoint.family, type=socket.SOCK_STREAM
-        )
-    except OSError as error:
-        raise TransportError(f"the name {endpoint.host!r} cannot be resolved: {error.strerror or error}") from None
+        if endpoint.ip is not None:
+            found = ask()
+        else:
+            # (mypy sees the older trio-stubs that libp2p brings.)
+            found = await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=_lookups())  # type: ignore[call-arg]
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise TransportError(f"the name {endpoint.host!r} cannot be resolved: {reason or error}") from None
     return [(family, target) for family, _, _, _, target in found]
+
+
+def _lookups() -> trio.CapacityLimiter:
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(_LOOKUPS)
+        _limiter.set(limiter)
+        return limiter
 
 
 def _wrap(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:

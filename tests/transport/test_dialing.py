@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hivemind_p2p.errors import DialError, HivemindError, NodeClosed
 from hivemind_p2p.transport.addresses import split_peer, with_peer
 from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identity import Identity
+from hivemind_p2p.transport.tcp import TCPTransport
 from tests.transport.hosts import LOOPBACK, roundtrip, two_hosts
 
 QUICK = TransportSettings(dial_timeout=0.3)
@@ -145,6 +148,26 @@ async def test_a_name_is_resolved():
         unknown = Multiaddr(f"/dns4/no-such-host.invalid/tcp/{port}/p2p/{Identity.generate().peer_id}")
         with pytest.raises(DialError, match="cannot be resolved"):
             await client.connect(unknown)
+
+
+async def test_names_that_nobody_answers_for_leave_threads_to_the_rest_of_the_program(monkeypatch):
+    answered = threading.Event()
+
+    def unanswered(*asked: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            answered.wait(60)
+        raise socket.gaierror(socket.EAI_NONAME, "nobody knows")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unanswered)
+    try:
+        with trio.move_on_after(0.3):
+            async with trio.open_nursery() as nursery:
+                for number in range(100):
+                    nursery.start_soon(TCPTransport().dial, Multiaddr(f"/dns4/{number}.example.com/tcp/1"))
+        with trio.fail_after(20):
+            assert await trio.to_thread.run_sync(threading.active_count) < 50
+    finally:
+        answered.set()
 
 
 async def test_ipv6_peers_have_addresses():
