@@ -120,6 +120,13 @@ class MuxedConnection(KeptConnection):
         asking = Asking(protocol)
         self.used_at = trio.current_time()
         self._promised += carries + _PER_STREAM
+        try:
+            return await self._open(protocol, asking, hopeful=hopeful)
+        except BaseException:
+            self._promised -= carries  # none of it went, nor will
+            raise
+
+    async def _open(self, protocol: str, asking: Asking, *, hopeful: bool) -> Stream:
         inner = await self._muxer.open_stream()
         stream = NegotiatedStream(
             inner, protocol, unsent=asking.opening, asking=asking, known=self._known, unheard=self._unheard

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from hivemind_p2p.config import NATSettings, RelaySettings
-from hivemind_p2p.errors import RelayLimited, StreamError
+from hivemind_p2p.errors import ProtocolNotSupported, RelayLimited, StreamError
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.wire import circuit_pb2 as pb
 from hivemind_p2p.wire import runtime_pb2
@@ -46,6 +46,18 @@ async def carry(source: Peer, target: Peer, size: int) -> PeerID | None:
             assert await stream.read_exactly(size) == bytes(size)
         assert stream.connection is not None
         return stream.connection.relay
+
+
+async def test_a_stream_that_was_not_opened_takes_no_room(autojump_clock):
+    async with swarm() as net:
+        other, hidden, _ = await limited_pair(net, NO_PUNCHING)
+        [circuit] = other.host.connections(hidden.peer_id)
+        before = circuit.room
+        with pytest.raises(ProtocolNotSupported):
+            await other.host.open_stream(hidden.peer_id, "/nobody/1", carries=LIMIT // 2)
+        with trio.move_on_after(0.001):
+            await other.host.open_stream(hidden.peer_id, "/nobody/1", carries=LIMIT // 2)
+        assert circuit.room > before - LIMIT // 10
 
 
 async def test_what_no_circuit_carries_is_refused_in_words_and_small_calls_go_on(autojump_clock):
