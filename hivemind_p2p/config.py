@@ -58,7 +58,8 @@ class TransportSettings:
     max_connections: int = 1024
     """Open connections. At the limit the longest idle one is closed for a new one; if none is idle, the new one is."""
     max_handshakes: int = 64
-    """Accepted connections that may be in their handshake at once; more are closed."""
+    """Accepted connections that may be in their handshake at once. More are closed; but one from another IP address
+    takes the place of the oldest of the address that has the most."""
     keepalive_interval: float = 20.0
     """A peer that was silent for this long is asked whether it is alive."""
     keepalive_in_use: float = 5.0

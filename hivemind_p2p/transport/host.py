@@ -38,6 +38,7 @@ from hivemind_p2p.transport.address_book import AddressBook
 from hivemind_p2p.transport.addresses import (
     addresses_of,
     circuit_of,
+    endpoint_of,
     interface_ips,
     interface_networks,
     public_first,
@@ -49,6 +50,7 @@ from hivemind_p2p.transport.api import Connection, PeerDescription, PeerResolver
 from hivemind_p2p.transport.connection import MuxedConnection
 from hivemind_p2p.transport.dialer import Dialer
 from hivemind_p2p.transport.establish import CircuitDialer, Establisher
+from hivemind_p2p.transport.handshakes import Handshakes
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.introductions import Introductions
 from hivemind_p2p.transport.limited import with_room
@@ -109,7 +111,7 @@ class Host(Background):
             identify.PING: identify.ping_handler(_PING_IDLE),
         }
         self._listeners = Listeners()
-        self._handshakes = 0
+        self._handshakes = Handshakes(self.settings.max_handshakes)
         self._dialer: Dialer[MuxedConnection] | None = None
         self._puncher: Puncher | None = None
         self._registered = trio.Event()
@@ -333,18 +335,17 @@ class Host(Background):
 
     async def _accept(self, raw: RawConnection) -> None:
         """Secure one accepted connection; runs in the host's nursery."""
-        if self._nursery is None or self._handshakes >= self.settings.max_handshakes or not self._has_room():
-            await raw.close()
-            return
-        assert self._puncher is not None
-        self._handshakes += 1
-        try:
-            client_of = await self._puncher.expected(raw)
-            await self.adopt(raw, client_of, as_client=client_of is not None)
-        except (TransportError, NodeClosed) as error:
-            logger.debug("a connection from %s was not taken: %s", raw.remote, error)
-        finally:
-            self._handshakes -= 1
+        endpoint = endpoint_of(raw.remote) if raw.remote is not None else None
+        with self._handshakes.one(endpoint.host if endpoint is not None else "") as has_place:
+            if self._nursery is None or not has_place or not self._has_room():
+                await raw.close()
+                return
+            assert self._puncher is not None
+            try:
+                client_of = await self._puncher.expected(raw)
+                await self.adopt(raw, client_of, as_client=client_of is not None)
+            except (TransportError, NodeClosed) as error:
+                logger.debug("a connection from %s was not taken: %s", raw.remote, error)
 
     def _register(self, connection: MuxedConnection) -> None:
         """Take a new connection into use. Raises TransportError when there is no room."""

@@ -223,7 +223,7 @@ async def live(kind: str, on_receive: bool, place: int) -> None:
             assert await roundtrip(one, two, TEXT) == TEXT
             assert await roundtrip(two, one) == b"ping"
         assert len(one.connections()) == len(two.connections()) == 1
-        assert one._handshakes == two._handshakes == 0
+        assert len(one._handshakes) == len(two._handshakes) == 0
 
 
 @example("flip", False, 64)

@@ -136,12 +136,12 @@ async def test_one_who_says_nothing_is_shown_the_door():
 async def test_handshakes_at_once_are_bounded():
     async with two_hosts(TransportSettings(max_handshakes=2)) as (server, client):
         silent = [await dial_raw(server) for _ in range(2)]
-        await until(lambda: server._handshakes == 2)
+        await until(lambda: len(server._handshakes) == 2)
         refused = await dial_raw(server)
         await gone(refused)
         for raw in [*silent, refused]:
             await raw.close()
-        await until(lambda: server._handshakes == 0)
+        await until(lambda: len(server._handshakes) == 0)
         assert await roundtrip(client, server) == b"ping"
 
 

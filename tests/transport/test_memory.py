@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.io.exceptions import IncompleteReadError
 from multiaddr import Multiaddr
 
 from hivemind_p2p.config import TransportSettings
@@ -197,6 +198,26 @@ async def test_a_peer_that_says_garbage_about_itself_hurts_nobody(autojump_clock
         [connection] = two.connections()
         assert connection.description.maddrs[-1] == one.listen_maddrs[0]
         assert await roundtrip(two, one) == b"ping"
+
+
+async def test_who_says_nothing_keeps_nobody_from_elsewhere_out(autojump_clock):
+    wire = MemoryWire()
+    narrow = TransportSettings(max_handshakes=4)
+    async with listening_host(wire, 1, narrow) as server, listening_host(wire, 2) as client:
+        silent = [await wire.transport("10.0.0.9").dial(server.listen_maddrs[0]) for _ in range(4)]
+        await trio.testing.wait_all_tasks_blocked()
+        assert repr(server._handshakes) == "<Handshakes, 4 of 4>"
+        client.add_addresses(server.peer_id, server.visible_maddrs)
+        assert await roundtrip(client, server) == b"ping"
+        assert len(server._handshakes) == 3, "the oldest one made room"
+        silent.append(await wire.transport("10.0.0.9").dial(server.listen_maddrs[0]))
+        silent.append(await wire.transport("10.0.0.9").dial(server.listen_maddrs[0]))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(server._handshakes) == 4
+        with pytest.raises(IncompleteReadError):
+            await silent[-1].read(1)
+        await trio.sleep(11)
+        assert len(server._handshakes) == 0
 
 
 async def test_addresses_on_the_wire_are_checked_like_sockets():
