@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _ALONE: Final = 5.0
 """Seconds after which a node without initial peers asks its router for a port."""
+_BELIEVED_EVERY: Final = 30.0
+"""Seconds between two times that what a peer sees makes us ask all others anew: one that lies does so again and again."""
 
 
 class NAT(Background):
@@ -63,6 +66,7 @@ class NAT(Background):
         self.roaming = Roaming(host, self._forget_network, self._begin_anew)
         self._host = host
         self._watched: set[MuxedConnection] = set()
+        self._asked_anew_at = -math.inf
         self._initial_peers = [split_peer(maddr) for maddr in initial_peers]
 
     async def _begin(self, nursery: trio.Nursery) -> None:
@@ -128,10 +132,12 @@ class NAT(Background):
             return
         if said.observed is not None and not connection.aside:
             dialled = connection.remote_maddr if connection.outbound else None
-            is_new = self.observed.add(connection.peer_id, said.observed, trio.current_time(), dialled)
-            if is_new and len(self.observed.ips(trio.current_time())) > 1:
-                self.autonat.forget()  # we have several ways out, or the network changed
-                if len(self.observed.public_ips_like(said.observed, trio.current_time())) > 1:
+            now = trio.current_time()
+            if self.observed.add(connection.peer_id, said.observed, now, dialled) and len(self.observed.ips(now)) > 1:
+                if now - self._asked_anew_at >= _BELIEVED_EVERY:
+                    self._asked_anew_at = now
+                    self.autonat.forget()  # we have several ways out, or the network changed
+                if len(self.observed.public_ips_like(said.observed, now)) > 1:
                     self.roaming.suspect()  # the router has another address outside
             if is_public(said.observed) and not self._is_own(said.observed):
                 self.mapping.needed.set()

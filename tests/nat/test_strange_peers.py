@@ -7,14 +7,16 @@ import trio
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from multiaddr import Multiaddr
 
+from hivemind_p2p.nat.autonat import AUTONAT
+from hivemind_p2p.nat.dial_requests import DIAL_REQUEST
 from hivemind_p2p.nat.hole_punching import HolePuncher
 from hivemind_p2p.transport.api import Stream
-from hivemind_p2p.transport.identify import IDENTIFY
+from hivemind_p2p.transport.identify import IDENTIFY, PUSH
 from hivemind_p2p.transport.report import report
 from hivemind_p2p.wire import circuit_pb2 as pb
 from hivemind_p2p.wire.framing import varint
 from tests.nat.memory import Peer, call, swarm
-from tests.nat.test_relaying import hop
+from tests.nat.test_relaying import hop, say_nothing
 
 
 def says(peer: Peer, message: bytes) -> None:
@@ -40,6 +42,25 @@ async def test_a_peer_that_sees_us_at_a_name_is_not_believed(autojump_clock, see
         await trio.sleep(1)
         assert seen not in map(str, node.nat.observed.maddrs(trio.current_time()))
         assert await call(node, liar)
+
+
+async def test_a_peer_that_sees_us_elsewhere_again_and_again_makes_us_ask_now_and_then(autojump_clock):
+    async with swarm() as net:
+        first = await net.start()
+        node = await net.start([first])
+        liar = await net.start([node])
+        await trio.sleep(60)
+        for protocol in (AUTONAT, DIAL_REQUEST):
+            liar.host.set_stream_handler(protocol, say_nothing)
+        [connection] = liar.host.connections(node.peer_id)
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        for number in range(200):
+            seen = Multiaddr(f"/ip4/99.0.0.{number}/tcp/9").to_bytes()
+            lie = Identify(observed_addr=seen, protocols=sorted(liar.host._handlers)).SerializeToString()
+            async with await connection.open_stream(PUSH) as stream:
+                await stream.send_all(varint(len(lie)) + lie)
+            await trio.sleep(0.1)
+        assert trio.lowlevel.current_statistics().tasks_living < tasks + 20
 
 
 async def test_a_peer_whose_names_are_no_text_is_punched_through_to_and_reported_like_others(
