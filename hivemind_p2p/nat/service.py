@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _ALONE: Final = 5.0
 """Seconds after which a node without initial peers asks its router for a port."""
 _BELIEVED_EVERY: Final = 30.0
-"""Seconds between two times that what a peer sees makes us ask all others anew: one that lies does so again and again."""
+"""Seconds between two times that what a peer sees makes us ask all others anew: one that lies does it all the time."""
 
 
 class NAT(Background):

@@ -40,7 +40,7 @@ class UPnP:
         router = await self._in_thread(self._find)
 
         def add() -> int:
-            for port in range(external_port, external_port + _NEXT_PORTS):
+            for port in range(external_port, min(external_port + _NEXT_PORTS, 2**16)):  # it takes 65536 for 0
                 try:
                     router.addportmapping(port, "TCP", router.lanaddr, internal_port, _TEXT, "", lifetime)
                 except Exception as error:

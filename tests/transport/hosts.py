@@ -12,6 +12,7 @@ from hivemind_p2p.config import TransportSettings
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identity import Identity
+from hivemind_p2p.transport.yamux.muxer import YamuxMuxer
 
 ECHO = "/echo/1.0.0"
 LOOPBACK = Multiaddr("/ip4/127.0.0.1/tcp/0")
@@ -68,3 +69,19 @@ async def at_rest(*hosts: Host) -> None:
             await connection.identified.wait()
     for host in hosts:
         await until(lambda host=host: all(connection.idle for connection in host.connections()))
+
+
+def at_peace(*hosts: Host) -> None:
+    """Hosts dial nobody, are dialled by nobody, and no stream is open or counted."""
+    for host in hosts:
+        assert host._dialer is not None
+        assert host._puncher is not None
+        assert (host._dialer._dials, host._puncher._punches, len(host._handshakes)) == ({}, {}, 0)
+        assert not host._connections.visitors
+        for connection in host.connections():
+            muxer = connection._muxer
+            assert isinstance(muxer, YamuxMuxer)
+            session = muxer.session
+            assert (muxer.stream_count, muxer._outbound, len(session), session.inbound_count) == (0, 0, 0, 0)
+            assert (session._unended, session.windows.held, session.windows.granted) == (0, 0, 0)
+            assert (connection._serving, connection._unheard) == (0, set())
