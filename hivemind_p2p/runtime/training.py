@@ -82,6 +82,8 @@ class Training:
         self.update_count = self.examples_processed = self.exploded_steps = 0
         self._gathered: dict[torch.Tensor, torch.Tensor] = {}
         self._batches = self._rows = 0
+        for weight in [*module.parameters(), *self.weights]:
+            weight.grad = None  # a training loop leaves its last ones there
 
     @property
     def progress(self) -> tuple[int, int, int]:

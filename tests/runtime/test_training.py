@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -138,3 +140,13 @@ def test_finite_means_finite(dtype):
         assert not all_finite([torch.ones(2), bad])
     both = torch.tensor([float("inf"), float("-inf")], dtype=dtype)
     assert not all_finite([both])
+
+
+def test_gradients_that_a_module_brings_along_are_not_learned():
+    module = nn.Linear(2, 2)
+    fresh = copy.deepcopy(module)
+    module(torch.ones(3, 2)).sum().backward()  # as the last round of a training loop leaves them
+    for each in (module, fresh):
+        expert = backend_of(each, optimizer=torch.optim.SGD(each.parameters(), lr=1.0))
+        expert.backward(torch.ones(1, 2), torch.ones(1, 2))
+    assert same(module.parameters(), fresh.parameters())
