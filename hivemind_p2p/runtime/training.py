@@ -135,9 +135,11 @@ class Training:
 
     def step(self, rows: int) -> None:
         """A batch of so many rows has been gathered; learn, if it was the last of ``accumulation_steps``."""
+        if self.optimizer is None:
+            return
         self._batches += 1
         self._rows += rows
-        if self._batches < self.accumulation_steps or self.optimizer is None:
+        if self._batches < self.accumulation_steps:
             return
         gathered, learned = self._gathered, self._rows
         self._gathered, self._batches, self._rows = {}, 0, 0

@@ -150,3 +150,10 @@ def test_gradients_that_a_module_brings_along_are_not_learned():
         expert = backend_of(each, optimizer=torch.optim.SGD(each.parameters(), lr=1.0))
         expert.backward(torch.ones(1, 2), torch.ones(1, 2))
     assert same(module.parameters(), fresh.parameters())
+
+
+def test_without_an_optimizer_there_is_no_progress_to_save():
+    backend = backend_of(nn.Linear(2, 2))
+    before = backend.training.progress
+    backend.backward(torch.ones(1, 2), torch.ones(1, 2))
+    assert backend.training.progress == before
