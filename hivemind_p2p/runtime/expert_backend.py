@@ -323,12 +323,17 @@ class ExpertBackend:
         # Not under inference_mode: what a module makes once and keeps (a mask, a table of positions) must be fit for
         # a backward as well.
         args, kwargs = nested_map(lambda descriptor: descriptor.make_zeros(DUMMY_BATCH_SIZE), self.forward_schema)
-        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        buffers = [
+            (part, name, buffer, buffer.clone())
+            for part in self.module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None
+        ]
         with torch.enable_grad():
             outputs = self.module(*args, **kwargs)
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for part, name, buffer, before in buffers:
+                part._buffers[name] = buffer.copy_(before)  # the module may have put another one there
         for output in nested_flatten(outputs):
             if not isinstance(output, torch.Tensor) or output.dim() == 0 or len(output) != DUMMY_BATCH_SIZE:
                 raise ConfigError(

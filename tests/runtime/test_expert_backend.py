@@ -198,6 +198,25 @@ def test_asking_for_the_outputs_leaves_buffers_as_they_were():
     backend_of(module)
     assert torch.equal(module.running_var, torch.ones(2))
     assert module.num_batches_tracked == 0
+    module = RunningMean()
+    buffer = module.mean
+    backend_of(module)
+    assert module.mean is buffer
+    assert torch.equal(buffer, torch.ones(2))
+
+
+class RunningMean(nn.Module):
+    """Puts a new buffer in the place of the old one."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("mean", torch.ones(2))
+
+    def forward(self, x):
+        outputs = self.linear(x) * self.mean
+        self.mean = (self.mean + x.detach().mean(0)) / 2
+        return outputs
 
 
 @pytest.mark.parametrize(
