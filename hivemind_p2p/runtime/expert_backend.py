@@ -11,7 +11,7 @@ from torch import nn
 
 from hivemind_p2p.errors import AnomalyDetected, ConfigError, ExpertFailed
 from hivemind_p2p.runtime.finite import all_finite
-from hivemind_p2p.runtime.memory import Tensors, own, to_device, to_host
+from hivemind_p2p.runtime.memory import Tensors, make_ordinary, own, to_device, to_host
 from hivemind_p2p.runtime.pool import Abandoned, TaskPool, always
 from hivemind_p2p.runtime.schema import BatchTensorDescriptor, Schema
 from hivemind_p2p.runtime.training import Training
@@ -186,6 +186,7 @@ class ExpertBackend:
         """
         if len(inputs_and_grads[0]) == 0:
             return self._inputs.make_zeros(0)
+        make_ordinary(self.module)
         try:
             input_grads = self._in_pieces(self._backward_piece, inputs_and_grads, still_wanted)
             self.training.gather()

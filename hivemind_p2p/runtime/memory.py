@@ -65,6 +65,16 @@ def own(tensors: Iterable[torch.Tensor], others: Tensors) -> Tensors:
     return tuple(owned)
 
 
+def make_ordinary(module: torch.nn.Module) -> None:
+    """Free what a module made under ``inference_mode`` and keeps, as a buffer or an attribute, from that mode: others
+    could neither change it nor save it for a backward."""
+    for part in module.modules():
+        for kept in (part._buffers, vars(part)):
+            for name, value in kept.items():
+                if isinstance(value, torch.Tensor) and value.is_inference():
+                    kept[name] = value.clone()
+
+
 def to_device(tensors: Tensors, device: torch.device | None) -> Tensors:
     """Inputs, where the module is. From pinned memory this does not wait."""
     if device is None or device.type == "cpu":

@@ -20,6 +20,7 @@ from safetensors.torch import load, save, save_file
 
 from hivemind_p2p.errors import CheckpointError
 from hivemind_p2p.runtime.finite import all_finite, norms_finite
+from hivemind_p2p.runtime.memory import make_ordinary
 from hivemind_p2p.runtime.training import Accumulated
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class ExpertState:
         if scheduler is not None:
             _check_same(scheduler.state_dict(), schedule, "scheduler")
         before = {name: tensor.clone() for name, tensor in module.state_dict().items() if torch.is_tensor(tensor)}
+        make_ordinary(module)
         try:
             module.load_state_dict(weights)
             if optimizer is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hivemind_p2p.errors import ConfigError, ExpertFailed
-from hivemind_p2p.runtime import BatchTensorDescriptor, ExpertBackend
+from hivemind_p2p.runtime import BatchTensorDescriptor, ExpertBackend, ExpertState
 from hivemind_p2p.runtime.pool import Abandoned
 from tests.runtime.modules import Lambda, backend_of, ffn, ffn_backend, same, weights_of
 
@@ -191,6 +191,23 @@ def test_what_a_module_keeps_from_its_first_call_is_fit_for_a_backward():
     backend = backend_of(RemembersMask())
     backend.forward(torch.ones(1, 2))
     assert same(backend.backward(torch.ones(1, 2), torch.ones(1, 2)), [torch.tensor([[2.0, 8.0]])])
+
+
+def test_what_a_module_keeps_from_any_forward_is_fit_for_a_backward_and_for_a_restored_state():
+    told = backend_of(RemembersMask(), outputs_schema=BatchTensorDescriptor(2))  # so nobody asks it
+    told.forward(torch.ones(1, 2))
+    assert same(told.backward(torch.ones(1, 2), torch.ones(1, 2)), [torch.tensor([[2.0, 8.0]])])
+    module = RunningMean()
+    backend = backend_of(module, optimizer=torch.optim.SGD(module.parameters(), lr=0.1))
+    for _ in range(2):
+        backend.forward(torch.ones(1, 2))
+        backend.backward(torch.ones(1, 2), torch.ones(1, 2))
+    assert backend.update_count == 2
+    backend.forward(torch.zeros(1, 2))
+    state = ExpertState.of(backend)
+    backend.forward(torch.zeros(1, 2))
+    state.restore(backend)
+    assert torch.equal(module.mean, torch.full((2,), 0.5))
 
 
 def test_asking_for_the_outputs_leaves_buffers_as_they_were():
