@@ -312,6 +312,10 @@ class ExpertBackend:
                 raise ExpertFailed(f"{name} of expert {self.name} should have {rows} rows, as the inputs have: {got}")
         if self.autocast:
             outputs = tuple(o.to(like.dtype) for o, like in zip(outputs, self._outputs.descriptors, strict=True))
+        for output, name, like in zip(outputs, self._outputs.names, self._outputs.descriptors, strict=True):
+            if not like.fits(output):
+                why = like.to_wire().mismatch(output.shape, str(output.dtype))
+                raise ExpertFailed(f"{name} of expert {self.name} is not what its schema promises: {why}")
         return outputs
 
     def _check_finite(self, tensors: Tensors, names: Sequence[str]) -> None:

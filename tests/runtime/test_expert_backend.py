@@ -243,6 +243,8 @@ class RunningMean(nn.Module):
         (lambda x: x if len(x) == 3 else (x, x), "gave 2 outputs, but promises 1"),
         (lambda x: x if len(x) == 3 else None, "output 0 .*: NoneType"),
         (lambda x: x if len(x) == 3 else x.sum(), r"output 0 .*: \(\)"),
+        (lambda x: x if len(x) == 3 else x[:, :1], r"output 0 .* promises: expected shape \(any, 2\), got \(2, 1\)"),
+        (lambda x: x if len(x) == 3 else x.double(), r"output 0 .* expected dtype torch\.float32, got torch\.float64"),
     ],
 )
 def test_a_module_that_breaks_its_promise(function, why):
