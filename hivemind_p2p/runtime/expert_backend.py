@@ -157,6 +157,7 @@ class ExpertBackend:
         self.device = device
         if self.optimizer is not None and self.optimizer.state:
             self.optimizer.load_state_dict(self.optimizer.state_dict())  # moves it to where the parameters are
+        self.training.accumulated = self.training.accumulated  # so does this
 
     def forward(self, *inputs: torch.Tensor, still_wanted: Callable[[], bool] = always) -> Tensors:
         """Outputs for inputs. For the Runtime; everybody else submits to ``forward_pool``.

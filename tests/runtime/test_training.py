@@ -157,3 +157,17 @@ def test_without_an_optimizer_there_is_no_progress_to_save():
     before = backend.training.progress
     backend.backward(torch.ones(1, 2), torch.ones(1, 2))
     assert backend.training.progress == before
+
+
+def test_accumulated_gradients_move_with_their_weights():
+    backend = ffn_backend(gradient_accumulation_steps=2)
+    backend.backward(torch.ones(1, 8), torch.ones(1, 8))
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)  # as on the way to a GPU
+    try:
+        backend.to(torch.device("meta"))
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+    waiting = backend.training.accumulated
+    assert waiting.batches == 1
+    assert {gradient.device.type for gradient in waiting.gradients.values()} == {"meta"}
