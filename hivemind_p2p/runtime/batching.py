@@ -128,7 +128,14 @@ class TaskQueue(Generic[T]):
         self.rows += task.rows
 
     def discard(self, task: T) -> bool:
-        """Take a task out, wherever it stands. Whether it was there."""
+        """Take out a task that is not wanted any more, wherever it stands: it has had no turn. Whether it was there."""
+        client = self._clients.get(task.client)
+        there = self._remove(task)
+        if there and client is not None:
+            client.next_turn -= task.rows
+        return there
+
+    def _remove(self, task: T) -> bool:
         if task not in self._line:
             return False
         del self._line[task]
@@ -164,7 +171,7 @@ class TaskQueue(Generic[T]):
                 room -= task.rows
                 self._turn = max(self._turn, start)
             heapq.heappop(self._order)
-            self.discard(task)
+            self._remove(task)
         return batch
 
     def clear(self) -> list[T]:

@@ -128,6 +128,18 @@ def test_who_comes_back_after_a_while_has_no_debts_and_no_credit():
     assert order_of(line) == "baab"
 
 
+def test_who_leaves_the_line_has_had_no_turn():
+    line = queue(max_batch_size=1)
+    for _ in range(4):
+        line.add(Task(1, client="a"))
+    for _ in range(9):
+        late = Task(5, client="b")
+        line.add(late)
+        assert line.discard(late)
+    line.add(Task(1, client="b"))
+    assert order_of(line) == "abaaa"
+
+
 def test_the_smallest_priority_number_first():
     line = queue(max_batch_size=1)
     for number, client in enumerate("abc"):
