@@ -19,7 +19,7 @@ from hivemind_p2p.runtime.state import ExpertState
 from tests.nat.lab.lab import Lab
 from tests.nat.lab.programs import Program, server, trainer
 
-OPTIONS = ["--hidden-dim", "16", "--optimizer", "sgd", "--lr", "0.1", "--checkpoint-period", "0.1"]
+OPTIONS = ["--hidden-dim", "16", "--optimizer", "sgd", "--lr", "0.1"]
 STEPS = 3
 
 
@@ -43,8 +43,8 @@ class Swarm:
         directory, identity = str(self._folder / "checkpoints"), str(self._folder / "key")
         return self._stack.enter_context(
             server(
-                self._host, uids(0, 1, 2), *OPTIONS, "--checkpoint-dir", directory, "--identity-path", identity,
-                initial_peers=self._peers,
+                self._host, uids(0, 1, 2), *OPTIONS, "--checkpoint-dir", directory, "--checkpoint-period", "0.1",
+                "--identity-path", identity, initial_peers=self._peers,
             )
         )  # fmt: skip
 

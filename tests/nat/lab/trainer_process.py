@@ -67,18 +67,22 @@ class Trainer:
                 sys.stdin.readline()  # nothing of this node goes on meanwhile
 
     def train(self, prefix: str, steps: int, stop_at: list[str] | None = None) -> dict[str, Any]:
-        """Make steps; how calls ended by direction, and how many backward requests an expert was sent and answered."""
+        """Make steps, and more until the call came at which to stop: a connection that was cut off may still be waiting
+        to try again. How calls ended by direction, and how many backward requests an expert was sent and answered."""
         if prefix not in self.models:
             torch.manual_seed(0)
             model = Classifier(self.dht, prefix)
             self.models[prefix] = model, torch.optim.SGD(model.parameters(), lr=0.2)
         model, optimizer = self.models[prefix]
         failures = contacts_of(self.dht).failures
-        failures.__init__(failures._clock)  # who failed before is asked again, so that it hurts again
         self.stop_at = stop_at
+        made = 0
         outcomes: dict[str, list[str]] = {"forward": [], "backward": []}
         sent: dict[str, list[int]] = {}
-        for _ in range(steps):
+        while made < steps or self.stop_at is not None:
+            if made % steps == 0:
+                failures.__init__(failures._clock)  # who failed before is asked again, so that it hurts again
+            made += 1
             x, labels = batch(64)
             loss = nn.functional.cross_entropy(model(x), labels)
             optimizer.zero_grad()
