@@ -8,22 +8,26 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import trio
 
 from hivemind_p2p.config import RPCSettings
-from hivemind_p2p.errors import DeadlineExceeded, HivemindError, NodeClosed, RPCError, StreamError
+from hivemind_p2p.errors import NodeClosed, RPCError, StreamError
 from hivemind_p2p.rpc.budget import ByteBudget, Share
+from hivemind_p2p.rpc.channel import Channels
+from hivemind_p2p.rpc.channel_serving import ChannelServing, Method
 from hivemind_p2p.rpc.context import CallContext, M, Message, StreamHandler, UnaryHandler
-from hivemind_p2p.rpc.failures import text_of
+from hivemind_p2p.rpc.handling import Served, parse
 from hivemind_p2p.rpc.item_queue import ItemQueue
 from hivemind_p2p.rpc.link_speed import LinkSpeeds
 from hivemind_p2p.rpc.slots import Slots
 from hivemind_p2p.rpc.streaming import StreamCall, serve_stream
-from hivemind_p2p.rpc.trace import CallEnded, CallStarted, Trace
-from hivemind_p2p.rpc.unary import Served, UnaryCall, serve_unary
+from hivemind_p2p.rpc.trace import CallStarted, Trace
+from hivemind_p2p.rpc.unary import UnaryCall, serve_unary
+from hivemind_p2p.rpc.under_way import Call, CallsUnderWay
 from hivemind_p2p.transport.api import Network, Stream
+from hivemind_p2p.wire.call_frames import CHANNEL
 from hivemind_p2p.wire.peer_id import PeerID
 
 logger = logging.getLogger(__name__)
@@ -47,36 +51,32 @@ class RPC:
 
     Attributes:
         speeds: how fast bytes come from each peer.
-        running: whether it is inside its block.
-        under_way: what cancels each call, of both directions.
     """
 
     def __init__(self, network: Network, settings: RPCSettings | None = None, *, trace: Trace | None = None) -> None:
         self.network = network
         self.settings = settings if settings is not None else RPCSettings()
-        self.trace = trace
         self.speeds = LinkSpeeds()
-        self._methods: dict[str, Slots] = {}
+        self._methods: dict[str, Method] = {}
         self._budget = ByteBudget(self.settings.max_bytes_per_peer)
-        self.running = False
-        self.under_way: set[trio.CancelScope] = set()
-        self._all_ended = trio.Event()
+        self._under_way = CallsUnderWay(self.settings.timeout, trace)
+        self._channels = Channels(network, self.settings.max_message_bytes)
+        self._serving = ChannelServing(self.settings, self._methods, self._budget, self._under_way)
 
     async def __aenter__(self) -> Self:
-        self.running = True
+        self._under_way.running = True
+        self.network.set_stream_handler(CHANNEL, self._serving.serve)
         await trio.lowlevel.checkpoint()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.running = False
         for method in list(self._methods):
             self.unregister(method)
-        for scope in self.under_way:
-            scope.cancel()
-        if self.under_way:
-            await self._all_ended.wait()
+        self.network.set_stream_handler(CHANNEL, None)
+        await self._under_way.end()
+        self._channels.close()
 
     def register(self, method: str, request_type: type[M], handler: UnaryHandler[M]) -> None:
         """Serve a method: ``async def handler(request, context) -> response``.
@@ -102,7 +102,7 @@ class RPC:
                 timed=partial(self.speeds.add, stream.peer_id),
             )
 
-        self._serve_method(method, serve)
+        self._serve_method(method, serve, request_type, handler)
 
     def register_stream(self, method: str, request_type: type[M], handler: StreamHandler[M]) -> None:
         """Serve a method that takes or gives items: ``async def handler(requests, context): ... yield response``.
@@ -156,7 +156,10 @@ class RPC:
             NodeClosed: this ``RPC`` is not running, or stopped meanwhile.
         """
         call = UnaryCall(peer_id.to_bytes(), method, request, self.settings.max_message_bytes)
-        with _Call(self, CallStarted(peer_id, method, outbound=True, request=request), timeout):
+        with Call(self._under_way, CallStarted(peer_id, method, outbound=True, request=request), timeout):
+            channel = await self._channels.to(peer_id, max(call.size, carries))
+            if channel is not None and (answer := await channel.call(method, call.data)) is not None:
+                return parse(response_type, answer)
             stream = await self.network.open_stream(peer_id, method, carries=max(call.size, carries))
             try:
                 response = await call.on(stream, response_type, partial(self.speeds.add, peer_id))
@@ -203,7 +206,7 @@ class RPC:
         timeout: float | None,
         carries: int,
     ) -> AsyncIterator[AsyncIterator[R]]:
-        with _Call(self, call, timeout):
+        with Call(self._under_way, call, timeout):
             stream = await self.network.open_stream(call.peer_id, call.method, carries=carries)
             responses = StreamCall(stream, response_type, self._item_limit, partial(self.speeds.add, call.peer_id))
             failure: Exception | None = None
@@ -220,29 +223,38 @@ class RPC:
             if failure is not None:
                 raise failure
 
-    def ended(self, scope: trio.CancelScope) -> None:
-        """A call is not under way any more."""
-        self.under_way.remove(scope)
-        if not self.under_way and not self.running:
-            self._all_ended.set()
+    @property
+    def trace(self) -> Trace | None:
+        """Told of the beginning and the end of every call."""
+        return self._under_way.trace
+
+    @trace.setter
+    def trace(self, trace: Trace | None) -> None:
+        self._under_way.trace = trace
 
     @property
     def _item_limit(self) -> int:
         return self.settings.max_message_bytes + ITEM_ROOM
 
-    def _serve_method(self, method: str, serve: _Serve) -> None:
+    def _serve_method(
+        self,
+        method: str,
+        serve: _Serve,
+        request_type: type[Message] | None = None,
+        handler: UnaryHandler[Any] | None = None,
+    ) -> None:
         if method in self._methods:
             raise RPCError(f"{method} is served already; unregister it first")
         slots = Slots(self.settings.max_calls_per_peer, self.settings.max_calls)
         self.network.set_stream_handler(method, partial(self._serve, serve, slots))
-        self._methods[method] = slots
+        self._methods[method] = Method(slots, request_type, handler)
 
     async def _serve(self, serve: _Serve, slots: Slots, stream: Stream) -> None:
         """Serve one call, on a stream that a peer opened for it."""
         peer_id, method = stream.peer_id, stream.protocol
         connection = stream.connection or next(iter(self.network.connections(peer_id)), None)
         context = CallContext(peer_id, None if connection is None else connection.remote_maddr, method)
-        call = _Call(self, CallStarted(peer_id, method, outbound=False), math.inf)
+        call = Call(self._under_way, CallStarted(peer_id, method, outbound=False), math.inf)
         try:
             with call:
                 async with slots.one(peer_id):
@@ -253,83 +265,6 @@ class RPC:
             await stream.reset()
 
     def __repr__(self) -> str:
-        state = f"{len(self._methods)} methods, {len(self.under_way)} calls" if self.running else "not running"
+        calls = len(self._under_way) - len(self._serving)
+        state = f"{len(self._methods)} methods, {calls} calls" if self._under_way.running else "not running"
         return f"<RPC of {self.network.peer_id!r}, {state}>"
-
-
-class _Call:
-    """A call under way, inside ``with``: bounds it, makes it end with its RPC, and tells ``trace`` of it.
-
-    Raises:
-        NodeClosed: the RPC does not run, or stopped meanwhile.
-        DeadlineExceeded: it took longer than ``timeout`` seconds; by default those of the settings.
-        StreamError: the peer gave up.
-    """
-
-    def __init__(self, rpc: RPC, started: CallStarted, timeout: float | None) -> None:
-        self._rpc, self._started = rpc, started
-        self._seconds = rpc.settings.timeout if timeout is None else timeout
-        self._given_up = False
-        self._error: BaseException | None = None
-
-    def __enter__(self) -> Self:
-        rpc = self._rpc
-        if not rpc.running:
-            raise NodeClosed("this RPC is not running: use it inside `async with RPC(...) as rpc`")
-        self._began = trio.current_time()
-        self._scope = trio.CancelScope(deadline=self._began + self._seconds)
-        rpc.under_way.add(self._scope)
-        if rpc.trace is not None:
-            rpc.trace(self._started)
-        self._scope.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        try:
-            swallowed = self._scope.__exit__(kind, error, trace)
-            if self._scope.cancelled_caught:
-                raise self._why_cancelled()
-            if error is not None:
-                self._error = error
-            return bool(swallowed)
-        except BaseException as raised:
-            self._error = raised
-            raise
-        finally:
-            self._rpc.ended(self._scope)
-            if self._rpc.trace is not None:
-                self._tell_end(self._rpc.trace)
-
-    def catch(self, error: Exception) -> str:
-        """Record a handler's exception, at the boundary of one request; what its caller is told."""
-        self._error = error
-        method, peer_id = self._started.method, self._started.peer_id
-        if isinstance(error, HivemindError):
-            logger.debug("%s failed for %s: %s", method, peer_id, error)
-        else:
-            logger.error("the handler of %s failed for %s", method, peer_id, exc_info=error)
-        return text_of(error)
-
-    def give_up(self) -> None:
-        """The caller waits no more."""
-        self._given_up = True
-        self._scope.cancel()
-
-    def _why_cancelled(self) -> HivemindError:
-        method, peer_id = self._started.method, self._started.peer_id
-        if not self._rpc.running:
-            return NodeClosed(f"the node was shut down during a call of {method}")
-        if self._given_up:
-            return StreamError(f"{peer_id} gave up, or sent more than one request")
-        return DeadlineExceeded(
-            f"{peer_id} did not finish {method} within {self._seconds:g} s, and was told that nobody waits"
-            " any more; give the call more time, or ask another peer"
-        )
-
-    def _tell_end(self, trace: Trace) -> None:
-        error = self._error
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        trace(CallEnded(self._started, trio.current_time() - self._began, error))

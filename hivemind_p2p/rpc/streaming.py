@@ -13,8 +13,9 @@ from hivemind_p2p.rpc.budget import Share
 from hivemind_p2p.rpc.context import CallContext, M, Message, StreamHandler, pieces_of
 from hivemind_p2p.rpc.failures import LONGEST_TEXT, remote_error
 from hivemind_p2p.rpc.framed import SMALL, FramedStream
+from hivemind_p2p.rpc.handling import Served, parse
 from hivemind_p2p.rpc.item_queue import ItemQueue
-from hivemind_p2p.rpc.unary import Served, Timed, parse
+from hivemind_p2p.rpc.unary import Timed
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import calls
 from hivemind_p2p.wire.expert_messages import Buffer

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol
+from functools import partial
+from typing import Final
 
 import trio
-from google.protobuf.message import DecodeError
 
 from hivemind_p2p.errors import MessageTooLarge, ProtocolViolation, RPCError, StreamError
 from hivemind_p2p.rpc.budget import Share
 from hivemind_p2p.rpc.context import CallContext, M, Message, UnaryHandler, pieces_of
 from hivemind_p2p.rpc.failures import remote_error, text_of
 from hivemind_p2p.rpc.framed import FramedStream
+from hivemind_p2p.rpc.handling import Served, outcome, packed, parse
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import calls
 from hivemind_p2p.wire.expert_messages import Buffer
@@ -22,16 +23,6 @@ from hivemind_p2p.wire.framing import varint_header
 
 Timed = Callable[[int, float], None]
 """Told how many bytes took how many seconds to come."""
-
-
-class Served(Protocol):
-    """The call that is served."""
-
-    def catch(self, error: Exception) -> str:
-        """Record a handler's exception; what the caller is told."""
-
-    def give_up(self) -> None:
-        """Cancel it, for the caller waits no more."""
 
 
 _NO_CALL: Final = bytes(calls.CALL_ID_SIZE)
@@ -51,8 +42,9 @@ class UnaryCall:
     def __init__(self, peer_id: bytes, method: str, request: Message, limit: int) -> None:
         self.method, self._limit = method, limit
         self._call_id = os.urandom(calls.CALL_ID_SIZE)
-        self._data = pieces_of(request)
-        length = sum(map(len, self._data))
+        self.data = pieces_of(request)
+        """The request alone."""
+        length = sum(map(len, self.data))
         self._head = calls.unary_request_head(self._call_id, peer_id, method, length)
         self.size = len(self._head) + length
         """Bytes of the request."""
@@ -71,8 +63,8 @@ class UnaryCall:
         framed = FramedStream(stream, varint_header, self._limit, timed=timed)
         refused: StreamError | None = None
         try:
-            if not framed.send_nowait(self._head, *self._data):
-                await framed.send(self._head, *self._data)
+            if not framed.send_nowait(self._head, *self.data):
+                await framed.send(self._head, *self.data)
         except StreamError as error:
             refused = error  # who does not want to read on may have said why
         try:
@@ -132,20 +124,13 @@ async def serve_unary(
         return
     if framed.pending:
         raise StreamError(f"{stream.peer_id} sent more than one request")
-    response: Message | Awaitable[Message] | Exception
-    try:
-        response = handler(message, context)
-    except Exception as error:  # the boundary of one request
-        response = error
-    if not isinstance(response, Awaitable):  # nobody had to wait: it is too late to give up
-        await _answer(framed, *_packed(call_id, response, limit, served), timeout)
-        return
-    stream.when_readable(served.give_up)  # whatever comes now, the end or more, says that nobody waits for the answer
-    try:
-        response = await response
-    except Exception as error:  # the boundary of one request
-        response = error
-    await _answer(framed, *_packed(call_id, response, limit, served), timeout)
+    # Whatever comes now, the end or more, says that nobody waits for the answer.
+    response = await outcome(handler, message, context, lambda: stream.when_readable(served.give_up))
+    sent = packed(response, partial(calls.unary_response_head, call_id), limit, served)
+    if isinstance(sent, str):
+        await _answer(framed, calls.unary_error(call_id, sent), [], timeout)
+    else:
+        await _answer(framed, *sent, timeout)
 
 
 async def _answer(framed: FramedStream, head: bytes, data: Sequence[Buffer], timeout: float) -> None:
@@ -153,34 +138,6 @@ async def _answer(framed: FramedStream, head: bytes, data: Sequence[Buffer], tim
         return
     with _patience(framed.stream, timeout, "it did not take its answer"):
         await framed.send(head, *data)
-
-
-def parse(kind: type[M], data: bytearray) -> M:
-    """A message of a method.
-
-    Raises:
-        ProtocolViolation: the bytes are none.
-    """
-    try:
-        return kind.FromString(data)
-    except DecodeError:
-        raise ProtocolViolation(f"{len(data)} bytes are not a {kind.__name__}") from None
-
-
-def _packed(call_id: bytes, response: Message | Exception, limit: int, served: Served) -> tuple[bytes, list[Buffer]]:
-    """An answer as it travels: its head and its data."""
-    try:
-        if isinstance(response, Exception):
-            raise response
-        data = pieces_of(response)
-        head = calls.unary_response_head(call_id, sum(map(len, data)))
-        if (size := len(head) + sum(map(len, data))) > limit:
-            raise MessageTooLarge(
-                f"an answer of {size} bytes is above the limit of {limit}: ask for less, or stream it"
-            )
-    except Exception as error:  # what the handler raised, or it returned what cannot be sent
-        return calls.unary_error(call_id, served.catch(error)), []
-    return head, data
 
 
 @contextmanager

@@ -11,6 +11,8 @@ that failed because the peer threw the stream away. Nothing was executed: the pe
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 import trio
 
@@ -56,7 +58,7 @@ class NegotiatedStream(Stream):
         self._early = early
         self._known = known if known is not None else set()
         self._unheard = unheard
-        self._refusal: ProtocolNotSupported | None = None
+        self._refusal: ProtocolNotSupported | StreamReset | None = None
         self._settling = False
 
     async def settle(self) -> None:
@@ -66,7 +68,7 @@ class NegotiatedStream(Stream):
             ProtocolNotSupported, StreamError
         """
         if self._refusal is not None:
-            raise ProtocolNotSupported(str(self._refusal))
+            raise type(self._refusal)(str(self._refusal))
         if self._settling:
             raise trio.BusyResourceError(f"another task is reading from the stream to {self.peer_id}")
         self._settling = True
@@ -76,15 +78,7 @@ class NegotiatedStream(Stream):
                 data = await self._inner.receive_some()
                 if not data:
                     raise StreamReset(f"{self.peer_id} ended the stream instead of agreeing to {self.protocol!r}")
-                if asking.receive(data):
-                    self._early = asking.rest
-                    self._asking = None
-                    if len(self._known) < _MOST_KNOWN:
-                        self._known.add(self.protocol)
-        except ProtocolNotSupported as error:
-            self._known.discard(self.protocol)
-            self._refusal = error
-            raise
+                self._hear(asking, data)
         finally:
             self._settling = False
 
@@ -119,6 +113,8 @@ class NegotiatedStream(Stream):
     def when_readable(self, callback: Callable[[], object] | None) -> None:
         if self._early and callback is not None:
             callback()
+        elif self._asking is not None and callback is not None and self._refusal is None:
+            self._inner.when_readable(partial(self._answered, self._asking, callback))
         else:
             self._inner.when_readable(callback)
 
@@ -164,6 +160,30 @@ class NegotiatedStream(Stream):
         """Send what waits for the first write, now."""
         if self._unsent:
             self._inner.send_first(self._take_unsent())
+
+    def _hear(self, asking: Asking, data: bytes) -> None:
+        """Take in what came of the answer."""
+        try:
+            if asking.receive(data):
+                self._early = asking.rest
+                self._asking = None
+                if len(self._known) < _MOST_KNOWN:
+                    self._known.add(self.protocol)
+        except (ProtocolNotSupported, StreamReset) as error:
+            self._known.discard(self.protocol)
+            self._refusal = error
+            raise
+
+    def _answered(self, asking: Asking, callback: Callable[[], object]) -> None:
+        """Something came to whoever asked to be told: first comes the answer, which is not for it."""
+        data = self._inner.receive_nowait(_JOINED_BELOW)
+        if data:
+            with suppress(ProtocolNotSupported, StreamReset):  # reading raises it
+                self._hear(asking, data)
+            if self._refusal is None:
+                self.when_readable(callback)
+                return
+        callback()
 
     def _take_early(self, most: int | None) -> bytes:
         early = self._early

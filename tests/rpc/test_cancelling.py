@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from hivemind_p2p.rpc import RPC
+from hivemind_p2p.rpc.channel_serving import IDLE
 from hivemind_p2p.wire.dht_pb2 import FindRequest
 from tests.cancelling import cancelled_at_each_step
 from tests.transport.hosts import at_peace
@@ -35,7 +36,7 @@ async def test_a_call_leaves_nothing(autojump_clock, pair: tuple[RPC, RPC], meth
     callee.register_stream("S.many", FindRequest, answer_each)
     peer, request = callee.network.peer_id, FindRequest(keys=[bytes(size)])
     assert await caller.call(peer, "S.one", request, FindRequest) == request
-    await trio.sleep(1)
+    await trio.sleep(3 * IDLE)
     before = trio.lowlevel.current_statistics().tasks_living
 
     async def call() -> None:
@@ -46,11 +47,11 @@ async def test_a_call_leaves_nothing(autojump_clock, pair: tuple[RPC, RPC], meth
             assert [response async for response in responses] == [request] * 3
 
     async def afterwards() -> None:
-        await trio.sleep(0.5)
+        await trio.sleep(3 * IDLE)  # the channel of calls has ended
         at_peace(caller.network, callee.network)
         for rpc in pair:
-            assert (rpc.under_way, rpc._budget._accounts) == (set(), {})
-            for slots in rpc._methods.values():
+            assert (len(rpc._under_way), rpc._budget._accounts) == (0, {})
+            for slots, *_ in rpc._methods.values():
                 assert (slots._peers, slots._all.value) == ({}, rpc.settings.max_calls)
         assert trio.lowlevel.current_statistics().tasks_living == before
 

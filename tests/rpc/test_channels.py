@@ -1,0 +1,354 @@
+"""Small calls between our own nodes share one stream; whatever that does not carry has a stream of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+
+from hivemind_p2p.errors import NodeClosed, ProtocolNotSupported, RemoteError, RPCError, StreamError
+from hivemind_p2p.rpc import RPC
+from hivemind_p2p.rpc.channel_serving import IDLE
+from hivemind_p2p.wire import call_frames
+from hivemind_p2p.wire.call_frames import CHANNEL, MAX_CALLS, MAX_REQUEST, Kind
+from hivemind_p2p.wire.dht_pb2 import FindRequest
+from hivemind_p2p.wire.framing import FrameReader, varint_header
+from tests.transport.hosts import at_rest, until
+
+
+class Gate:
+    """A method whose answers wait for ``open``."""
+
+    def __init__(self) -> None:
+        self.open = trio.Event()
+        self.under_way = self.given_up = 0
+
+    async def answer(self, request: FindRequest, context: object) -> FindRequest:
+        self.under_way += 1
+        try:
+            await self.open.wait()
+        except trio.Cancelled:
+            self.given_up += 1
+            raise
+        finally:
+            self.under_way -= 1
+        return request
+
+
+def echo(request: FindRequest, context: object) -> FindRequest:
+    return request
+
+
+def ask(text: str = "x", size: int = 0) -> FindRequest:
+    return FindRequest(keys=[text.encode() + bytes(size)])
+
+
+def streams(rpc: RPC) -> list[str]:
+    """The protocols of the streams that are open."""
+    return sorted(
+        stream.protocol
+        for connection in rpc.network.connections()
+        for stream in connection._muxer._streams.values()  # type: ignore[attr-defined]
+    )
+
+
+@pytest.fixture
+async def acquainted(pair: tuple[RPC, RPC]) -> tuple[RPC, RPC]:
+    """Two nodes that are connected and know what the other one speaks."""
+    caller, callee = pair
+    await caller.network.connect(callee.network.visible_maddrs[0])
+    await at_rest(caller.network, callee.network)  # type: ignore[arg-type]
+    return pair
+
+
+async def test_calls_share_a_stream(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    gate = Gate()
+    callee.register("S.gate", FindRequest, gate.answer)
+    answers: list[FindRequest] = []
+
+    async def call(number: int) -> None:
+        answers.append(await caller.call(callee.network.peer_id, "S.gate", ask(str(number)), FindRequest))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(call, number)
+            await until(lambda number=number: gate.under_way == number + 1)
+        assert streams(caller) == [CHANNEL]
+        assert streams(callee) == [CHANNEL]
+        gate.open.set()
+    assert sorted(int(answer.keys[0]) for answer in answers) == list(range(20))
+
+
+async def test_a_channel_ends_by_itself_and_the_next_call_opens_another(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    callee.register("S.echo", FindRequest, echo)
+    for _ in range(3):
+        for _ in range(2):
+            assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
+        assert streams(caller) == [CHANNEL]
+        await trio.sleep(3 * IDLE)
+        assert (streams(caller), streams(callee)) == ([], [])
+
+
+async def test_a_long_call_keeps_its_channel(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    gate = Gate()
+    callee.register("S.gate", FindRequest, gate.answer)
+    callee.register("S.echo", FindRequest, echo)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: caller.call(callee.network.peer_id, "S.gate", ask(), FindRequest, timeout=1000))
+        await trio.sleep(10 * IDLE)
+        assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
+        assert streams(caller) == [CHANNEL]
+        gate.open.set()
+
+
+async def test_what_is_large_or_too_much_at_once_has_streams_of_its_own(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    peer = callee.network.peer_id
+    gate = Gate()
+    callee.register("S.gate", FindRequest, gate.answer)
+    callee.register("S.echo", FindRequest, echo)
+    large = ask(size=MAX_REQUEST)
+    assert await caller.call(peer, "S.echo", large, FindRequest) == large
+    assert CHANNEL not in streams(caller)
+    assert await caller.call(peer, "S.echo", ask(), FindRequest, carries=MAX_REQUEST + 1) == ask()
+    assert CHANNEL not in streams(caller)
+    almost = ask(size=MAX_REQUEST - 200)
+    assert await caller.call(peer, "S.echo", almost, FindRequest) == almost
+    assert streams(caller) == [CHANNEL]
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(MAX_CALLS + 3):
+            nursery.start_soon(lambda: caller.call(peer, "S.gate", ask(), FindRequest, timeout=1000))
+            await trio.sleep(0.1)  # two calls in one moment may find the memory pipe full
+        assert streams(caller) == [CHANNEL, *["S.gate"] * 3]
+        assert await caller.call(peer, "S.echo", ask(), FindRequest) == ask()
+        gate.open.set()
+
+
+async def test_an_answer_larger_than_was_known_comes_whole(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    callee.register("S.grow", FindRequest, lambda request, context: ask(size=2_000_000))
+    for _ in range(3):
+        assert await caller.call(callee.network.peer_id, "S.grow", ask(), FindRequest) == ask(size=2_000_000)
+    assert streams(caller) == [CHANNEL]
+    callee.register("S.burst", FindRequest, lambda request, context: ask(size=callee.settings.max_message_bytes))
+    with pytest.raises(RPCError, match="above the limit"):
+        await caller.call(callee.network.peer_id, "S.burst", ask(), FindRequest)
+    assert streams(caller) == [CHANNEL]
+
+
+async def test_who_gives_up_is_heard_and_others_go_on(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    gate = Gate()
+    callee.register("S.gate", FindRequest, gate.answer)
+    callee.register("S.echo", FindRequest, echo)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: caller.call(callee.network.peer_id, "S.gate", ask(), FindRequest, timeout=1000))
+        await until(lambda: gate.under_way == 1)
+        for _ in range(3 * MAX_CALLS):
+            with trio.move_on_after(0.05):
+                await caller.call(callee.network.peer_id, "S.gate", ask(), FindRequest)
+        await until(lambda: gate.under_way == 1)
+        assert gate.given_up == 3 * MAX_CALLS
+        assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
+        assert streams(caller) == [CHANNEL]
+        gate.open.set()
+
+
+async def test_a_handler_that_fails_fails_its_call_alone(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+
+    async def fail(request: FindRequest, context: object) -> FindRequest:
+        raise ValueError("no luck")
+
+    callee.register("S.fail", FindRequest, fail)
+    callee.register("S.echo", FindRequest, echo)
+    with pytest.raises(RemoteError, match="ValueError: no luck"):
+        await caller.call(callee.network.peer_id, "S.fail", ask(), FindRequest)
+    with pytest.raises(ProtocolNotSupported, match="does not serve"):
+        await caller.call(callee.network.peer_id, "S.nothing", ask(), FindRequest)
+    assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
+    assert streams(caller) == [CHANNEL]
+
+
+async def test_a_method_of_items_is_not_called_on_a_channel(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+
+    async def each(requests: AsyncIterator[FindRequest], context: object) -> AsyncIterator[FindRequest]:
+        async for request in requests:
+            yield request
+
+    callee.register_stream("S.each", FindRequest, each)
+    with pytest.raises(ProtocolNotSupported, match="does not serve"):
+        await caller.call(callee.network.peer_id, "S.each", ask(), FindRequest)
+
+
+async def test_calls_end_with_the_connection(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    gate = Gate()
+    callee.register("S.gate", FindRequest, gate.answer)
+    failures: list[Exception] = []
+
+    async def call() -> None:
+        try:
+            await caller.call(callee.network.peer_id, "S.gate", ask(), FindRequest)
+        except StreamError as error:
+            failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(call)
+        await until(lambda: gate.under_way == 3)
+        await caller.network.connections()[0].aclose()
+    assert len(failures) == 3
+    await until(lambda: gate.given_up == 3)
+    gate.open.set()
+    assert await caller.call(callee.network.peer_id, "S.gate", ask(), FindRequest) == ask()
+
+
+async def test_who_stops_tells_those_who_wait(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    gate = Gate()
+    callee.register("S.gate", FindRequest, gate.answer)
+    failures: list[Exception] = []
+
+    async def call() -> None:
+        try:
+            await caller.call(callee.network.peer_id, "S.gate", ask(), FindRequest)
+        except (StreamError, NodeClosed) as error:
+            failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        nursery.start_soon(call)
+        await until(lambda: gate.under_way == 2)
+        await callee.__aexit__(None, None, None)
+    assert (len(failures), gate.given_up) == (2, 2)
+    assert all("threw the stream" in str(error) for error in failures)
+
+
+def frame(kind: int, number: int, data: bytes = b"", method: str = "") -> bytes:
+    return call_frames.head(Kind(kind), number, len(data), method) + data
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        frame(Kind.ANSWER, 1),
+        frame(Kind.CALL, 1, ask().SerializeToString(), "S.gate") * 2,
+        b"\x02\x07\x01",
+        b"\x01\x00",
+        b"\x03\x00\x01\x09",
+        b"\x00",
+        b"\xff\xff\xff\xff\x7f",
+        b"\xff" * 12,
+        frame(Kind.CALL, 2**63, b"", "S.gate"),
+    ],
+)
+async def test_who_breaks_the_rules_loses_its_channel(autojump_clock, acquainted: tuple[RPC, RPC], garbage: bytes):
+    caller, callee = acquainted
+    gate = Gate()
+    callee.register("S.gate", FindRequest, gate.answer)
+    stream = await caller.network.open_stream(callee.network.peer_id, CHANNEL)
+    await stream.send_all(garbage)
+    with pytest.raises(StreamError):
+        await stream.receive_some()
+    await until(lambda: gate.under_way == 0 and len(callee._under_way) == 0)
+    gate.open.set()
+    assert await caller.call(callee.network.peer_id, "S.gate", ask(), FindRequest) == ask()
+
+
+async def test_what_is_no_request_is_refused_alone(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    callee.register("S.echo", FindRequest, echo)
+    stream = await caller.network.open_stream(callee.network.peer_id, CHANNEL)
+    await stream.send_all(frame(Kind.CALL, 5, b"\xff\xff", "S.echo") + frame(Kind.CALL, 6, b"", "S.echo"))
+    reader = FrameReader(varint_header, 1000)
+    answers = []
+    while len(answers) < 2:
+        reader.feed(await stream.receive_some())
+        while (found := reader.pop()) is not None:
+            answers.append(call_frames.read(found.body))
+    assert [(answer.kind, answer.number) for answer in sorted(answers, key=lambda each: each.number)] == [
+        (Kind.ERROR, 5),
+        (Kind.ANSWER, 6),
+    ]
+    await stream.reset()
+
+
+async def test_a_peer_has_few_channels_and_bounded_calls(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    gate = Gate()
+    callee.register("S.gate", FindRequest, gate.answer)
+    opened = []
+    for _ in range(5):
+        stream = await caller.network.open_stream(callee.network.peer_id, CHANNEL)
+        await stream.send_all(frame(Kind.CALL, 1, b"", "S.gate"))
+        opened.append(stream)
+    with pytest.raises(StreamError):
+        await opened[4].receive_some()
+    flood = b"".join(frame(Kind.CALL, number, b"", "S.gate") for number in range(2, 2 * MAX_CALLS + 2))
+    await opened[0].send_all(flood)
+    said = bytearray()
+    while b"Overloaded" not in said:
+        said += await opened[0].receive_some()
+    for stream in opened:
+        await stream.reset()
+    await until(lambda: gate.under_way == 0 and len(callee._under_way) == 0)
+    assert callee._budget._accounts == {}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        frame(Kind.CALL, 1, b"", "S.echo"),
+        b"\x02\x09\x01",
+        b"\xff" * 12,
+        frame(Kind.ANSWER, 1, ask().SerializeToString())[:-1],
+    ],
+)
+async def test_a_callee_that_breaks_the_rules_fails_its_call(autojump_clock, acquainted, answer: bytes):
+    caller, callee = acquainted
+
+    async def strange(stream) -> None:
+        await stream.receive_some()
+        await stream.send_all(answer)
+
+    callee.network.set_stream_handler(CHANNEL, strange)
+    with pytest.raises((RPCError, StreamError)):
+        await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest, timeout=100)
+    callee.register("S.echo", FindRequest, echo)
+    callee.network.set_stream_handler(CHANNEL, callee._serving.serve)
+    assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
+
+
+async def test_a_channel_that_ended_before_a_call_came_costs_nothing(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    calls = 0
+
+    def count(request: FindRequest, context: object) -> FindRequest:
+        nonlocal calls
+        calls += 1
+        return request
+
+    async def end(stream) -> None:
+        await stream.receive_some(1)
+
+    callee.register("S.count", FindRequest, count)
+    callee.network.set_stream_handler(CHANNEL, end)
+    for expected in (1, 2):
+        assert await caller.call(callee.network.peer_id, "S.count", ask(), FindRequest) == ask()
+        assert calls == expected
+
+
+async def test_who_does_not_serve_channels_is_called_without(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    callee.register("S.echo", FindRequest, echo)
+    callee.network.set_stream_handler(CHANNEL, None)  # it said that it does
+    for _ in range(2):
+        assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
+    assert streams(caller) == []
