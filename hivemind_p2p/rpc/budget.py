@@ -50,10 +50,16 @@ class Share:
 
     async def take(self, size: int) -> None:
         """Hold so many bytes more, once there is room; one message of any size always finds room in the end."""
-        while self._account.held and self._account.held + size > self._limit:
+        while not self.take_nowait(size):
             await self._account.changed.wait()
+
+    def take_nowait(self, size: int) -> bool:
+        """Hold so many bytes more if there is room; whether there is."""
+        if self._account.held and self._account.held + size > self._limit:
+            return False
         self._account.held += size
         self.held += size
+        return True
 
     def give_back(self, size: int) -> None:
         """Hold so many bytes less, if we hold that many."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -16,14 +17,13 @@ from hivemind_p2p.errors import NodeClosed, Overloaded, ProtocolViolation, RPCEr
 from hivemind_p2p.rpc.budget import ByteBudget, Share
 from hivemind_p2p.rpc.context import CallContext, Message, UnaryHandler
 from hivemind_p2p.rpc.failures import text_of
-from hivemind_p2p.rpc.handling import outcome, packed, parse
+from hivemind_p2p.rpc.handling import packed, parse
 from hivemind_p2p.rpc.slots import Slots
 from hivemind_p2p.rpc.trace import CallStarted
 from hivemind_p2p.rpc.under_way import Call, CallsUnderWay
 from hivemind_p2p.transport.api import Stream
 from hivemind_p2p.wire import call_frames
-from hivemind_p2p.wire.call_frames import MAX_CALLS, MAX_ENVELOPE, MAX_REQUEST, CallFrame, Kind
-from hivemind_p2p.wire.expert_messages import Buffer
+from hivemind_p2p.wire.call_frames import MAX_CALLS, MAX_ENVELOPE, MAX_REQUEST, Kind
 from hivemind_p2p.wire.framing import FrameReader, varint_header
 from hivemind_p2p.wire.peer_id import PeerID
 
@@ -93,14 +93,18 @@ class ChannelServing:
 
 
 class _Channel:
-    """One channel."""
+    """One channel. Its frames are taken in the turn of the connection's reader: a handler that has nothing to wait for
+    has answered before that ends, and costs no task."""
 
     def __init__(self, serving: ChannelServing, stream: Stream, share: Share) -> None:
         self._serving, self._stream, self._share = serving, stream, share
         self._reader = FrameReader(varint_header, MAX_REQUEST + MAX_ENVELOPE)
         self._calls: dict[int, Call | None] = {}
         """What is under way; None once it is too late to give it up: an answer is sent whole or not at all."""
+        self._taken = 0
         self._turn = trio.Lock()
+        self._over = trio.Event()
+        self._failure: RPCError | StreamError | None = None
         connection = stream.connection
         self._remote_maddr = None if connection is None else connection.remote_maddr
 
@@ -110,90 +114,159 @@ class _Channel:
             ProtocolViolation, MessageTooLarge: the caller sent what it must not.
             StreamError
         """
-        async with trio.open_nursery() as nursery:
-            while (frame := await self._next()) is not None:
-                if frame.kind is Kind.CANCEL:
-                    if (call := self._calls.get(frame.number)) is not None:
-                        call.give_up()
-                    continue
-                if frame.kind is not Kind.CALL or frame.number in self._calls:
-                    raise ProtocolViolation(f"{self._stream.peer_id} does not keep to the rules of a channel of calls")
-                if len(self._calls) >= 2 * MAX_CALLS:
-                    text = text_of(Overloaded(f"more than {2 * MAX_CALLS} calls are under way on one channel"))
-                    await self._send_text(Kind.ERROR, frame.number, text)
-                    continue
-                if (held := len(frame.data)) > _SMALL:
-                    await self._share.take(held)
-                started = CallStarted(self._stream.peer_id, frame.method, outbound=False)
-                call = self._calls[frame.number] = Call(self._serving.under_way, started, math.inf)
-                nursery.start_soon(self._serve, frame, call)
-                del frame  # its data is the call's
-            nursery.cancel_scope.cancel()  # nobody waits for the answers
+        async with trio.open_nursery() as self._nursery:
+            self._stream.when_readable(self._readable)
+            taken = -1
+            while not self._over.is_set() and (self._calls or self._taken != taken):
+                taken = self._taken
+                with trio.move_on_after(IDLE):
+                    await self._over.wait()
+            self._over.set()
+            self._nursery.cancel_scope.cancel()  # nobody waits for the answers
+        if self._failure is not None:
+            raise self._failure
 
-    async def _next(self) -> CallFrame | None:
-        """The next frame; None: the caller ended the channel, or makes no more calls."""
-        while (frame := self._reader.pop()) is None:
-            data = self._stream.receive_nowait(_AT_ONCE)
-            if not data:
-                with trio.move_on_after(IDLE) as scope:
-                    data = await self._stream.receive_some(_AT_ONCE)
-                if scope.cancelled_caught and self._reader.between_frames:
-                    if not self._calls:
-                        return None
-                    continue
-                if not data and self._reader.between_frames:
-                    return None
-                if not data:
-                    raise StreamError(f"{self._stream.peer_id} did not finish what it began to send on its channel")
+    def _readable(self) -> None:
+        """Something came: bytes, the end, or a failure."""
+        came = False
+        while data := self._stream.receive_nowait(_AT_ONCE):
+            came = True
             self._reader.feed(data)
-        return call_frames.read(frame.body)
+        if came:
+            self._take_all()
+        else:
+            self._over.set()
 
-    async def _serve(self, frame: CallFrame, call: Call) -> None:
-        number, method, size = frame.number, frame.method, len(frame.data)
+    def _take_all(self, first: bytearray | None = None) -> None:
+        """Take the frames that have come, and wait for more."""
         try:
-            with call:
-                await self._answer(number, method, frame.data, call)
-        except StreamError as error:  # who gave one call up may wait for others
-            if not call.given_up:
-                raise
-            logger.debug("a call of %s was not served to its end: %s", method, error)
-        finally:
-            del self._calls[number]
-            if size > _SMALL:
-                self._share.give_back(size)
+            if first is not None:
+                self._take(first)
+            while not self._over.is_set() and (frame := self._reader.pop()) is not None:
+                if len(frame.body) > _SMALL and not self._share.take_nowait(len(frame.body)):
+                    self._nursery.start_soon(self._wait_for_room, frame.body)
+                    return
+                self._take(frame.body)
+        except (RPCError, StreamError) as error:
+            self._failure = error
+            self._over.set()
+        if not self._over.is_set():
+            self._stream.when_readable(self._readable)
 
-    async def _answer(self, number: int, name: str, data: bytearray, call: Call) -> None:
-        serving = self._serving
-        method = serving.methods.get(name)
+    async def _wait_for_room(self, body: bytearray) -> None:
+        await self._share.take(len(body))
+        self._take_all(body)
+
+    def _take(self, body: bytearray) -> None:
+        size = len(body)
+        frame = call_frames.read(body)
+        number, peer_id, under_way = frame.number, self._stream.peer_id, self._serving.under_way
+        self._taken += 1
+        if frame.kind is Kind.CANCEL:
+            if (given_up := self._calls.get(number)) is not None:
+                given_up.give_up()
+            return
+        if frame.kind is not Kind.CALL or number in self._calls:
+            raise ProtocolViolation(f"{peer_id} does not keep to the rules of a channel of calls")
+        if not under_way.running:
+            return  # this channel is about to end
+        if len(self._calls) >= 2 * MAX_CALLS:
+            text = text_of(Overloaded(f"more than {2 * MAX_CALLS} calls are under way on one channel")).encode()
+            if not self._send_nowait(call_frames.head(Kind.ERROR, number, len(text)) + text):
+                raise StreamError(f"{peer_id} takes no answers, and calls")
+            return
+        call = self._calls[number] = Call(under_way, CallStarted(peer_id, frame.method, outbound=False), math.inf)
+        call.begins()
+        work = _Work(number, frame.method, size if size > _SMALL else 0, call)
+        method = self._serving.methods.get(frame.method)
         if method is None or method.handler is None or method.request_type is None:
-            self._calls[number] = None
-            await self._send(call_frames.head(Kind.NOT_SERVED, number, 0), [])
-            return
-        context = CallContext(self._stream.peer_id, self._remote_maddr, name)
-        async with method.slots.one(self._stream.peer_id):
-            try:
-                request = parse(method.request_type, data)
-            except RPCError as error:
-                response: Message | Exception = error
+            self._answer(work, call_frames.head(Kind.NOT_SERVED, number, 0))
+        elif method.slots.take_nowait(peer_id):
+            work.slots = method.slots
+            response = self._handle(work, method, frame.data)
+            if isinstance(response, Awaitable):
+                self._nursery.start_soon(self._wait, work, response)
             else:
-                response = await outcome(method.handler, request, context, lambda: None)
-            self._calls[number] = None
-            head = partial(call_frames.head, Kind.ANSWER, number)
-            sent = packed(response, head, serving.settings.max_message_bytes, call)
-            if isinstance(sent, str):
-                await self._send_text(Kind.ERROR, number, sent)
-            else:
-                await self._send(*sent)
+                self._answer(work, self._packed(work, response))
+        else:
+            self._nursery.start_soon(self._stand_in_line, work, method, frame.data)
 
-    async def _send_text(self, kind: Kind, number: int, text: str) -> None:
-        data = text.encode(errors="replace")
-        await self._send(call_frames.head(kind, number, len(data)), [data])
+    def _handle(self, work: _Work, method: Method, data: bytearray) -> Awaitable[Message] | Message | Exception:
+        """Call the handler."""
+        assert method.handler is not None
+        assert method.request_type is not None
+        context = CallContext(self._stream.peer_id, self._remote_maddr, work.method)
+        try:
+            return method.handler(parse(method.request_type, data), context)
+        except Exception as error:  # the boundary of one request
+            return error
 
-    async def _send(self, head: bytes, data: Sequence[Buffer]) -> None:
+    async def _stand_in_line(self, work: _Work, method: Method, data: bytearray) -> None:
+        async def wait() -> Message:
+            await method.slots.take(self._stream.peer_id)
+            work.slots = method.slots
+            response = self._handle(work, method, data)
+            if isinstance(response, Exception):
+                raise response
+            return await response if isinstance(response, Awaitable) else response
+
+        await self._wait(work, wait())
+
+    async def _wait(self, work: _Work, awaitable: Awaitable[Message]) -> None:
+        response: Message | Exception
+        try:
+            with work.call:
+                try:
+                    response = await awaitable
+                except Exception as error:  # the boundary of one request
+                    response = error
+                self._calls[work.number] = None
+                frame = self._packed(work, response)
+                if not self._send_nowait(frame):
+                    await self._send(frame)
+        except StreamError as error:
+            if not work.call.given_up:  # who gave one call up may wait for others
+                raise
+            logger.debug("a call of %s was not served to its end: %s", work.method, error)
+        finally:
+            self._forget(work)
+
+    def _packed(self, work: _Work, response: Message | Exception) -> bytes:
+        head = partial(call_frames.head, Kind.ANSWER, work.number)
+        sent = packed(response, head, self._serving.settings.max_message_bytes, work.call)
+        if isinstance(sent, str):
+            text = sent.encode(errors="replace")
+            return call_frames.head(Kind.ERROR, work.number, len(text)) + text
+        return b"".join((sent[0], *sent[1]))
+
+    def _answer(self, work: _Work, frame: bytes) -> None:
+        """Answer a call for which nothing was waited."""
+        if self._send_nowait(frame):
+            work.call.ends()
+            self._forget(work)
+        else:
+            self._calls[work.number] = None
+            self._nursery.start_soon(self._answer_later, work, frame)
+
+    async def _answer_later(self, work: _Work, frame: bytes) -> None:
+        try:
+            with work.call:
+                await self._send(frame)
+        finally:
+            self._forget(work)
+
+    def _forget(self, work: _Work) -> None:
+        del self._calls[work.number]
+        if work.slots is not None:
+            work.slots.give_back(self._stream.peer_id)
+        if work.held:
+            self._share.give_back(work.held)
+
+    def _send_nowait(self, frame: bytes) -> bool:
+        return not self._turn.locked() and self._stream.send_nowait(frame)
+
+    async def _send(self, frame: bytes) -> None:
         """Send one frame, behind those that are being sent."""
-        frame = b"".join((head, *data))
-        if not self._turn.locked() and self._stream.send_nowait(frame):
-            return
         timeout = self._serving.settings.transfer_timeout
         with trio.move_on_after(timeout) as scope:
             async with self._turn:
@@ -203,3 +276,16 @@ class _Channel:
 
     def __repr__(self) -> str:
         return f"<_Channel of {self._stream.peer_id!r}, {len(self._calls)} calls>"
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one call holds."""
+
+    number: int
+    method: str
+    held: int
+    """Bytes of the caller's share."""
+    call: Call
+    slots: Slots | None = None
+    """Those of which it holds one."""

@@ -43,6 +43,18 @@ class Slots:
             self._leave(peer_id, held)
             raise
 
+    def take_nowait(self, peer_id: PeerID) -> bool:
+        """Hold a slot if one is free; whether it is."""
+        mine = self._peers.get(peer_id)
+        if not self._all.value or (mine is not None and not mine.free.value):
+            return False
+        if mine is None:
+            mine = self._peers[peer_id] = _PeerSlots(self._per_peer)
+        mine.users += 1
+        mine.free.acquire_nowait()
+        self._all.acquire_nowait()
+        return True
+
     def give_back(self, peer_id: PeerID) -> None:
         """Hold it no longer."""
         self._leave(peer_id, [self._peers[peer_id].free, self._all])

@@ -68,15 +68,14 @@ class Call:
         self._seconds = under_way.timeout if timeout is None else timeout
         self.given_up = False
         self._scope = trio.CancelScope()
+        self._began = 0.0
         self._error: BaseException | None = None
 
     def __enter__(self) -> Self:
-        under_way = self._under_way
-        self._began = trio.current_time()
+        self._under_way.add(self._scope)
+        if not self._began:
+            self.begins()
         self._scope.deadline = self._began + self._seconds
-        under_way.add(self._scope)
-        if under_way.trace is not None:
-            under_way.trace(self._started)
         self._scope.__enter__()
         return self
 
@@ -95,8 +94,22 @@ class Call:
             raise
         finally:
             self._under_way.remove(self._scope)
-            if self._under_way.trace is not None:
-                self._tell_end(self._under_way.trace)
+            self.ends()
+
+    def begins(self) -> None:
+        """It begins, and may end without waiting for anything: then it needs no ``with``."""
+        self._began = trio.current_time()
+        if self._under_way.trace is not None:
+            self._under_way.trace(self._started)
+
+    def ends(self) -> None:
+        """It has ended."""
+        if self._under_way.trace is None:
+            return
+        error = self._error
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        self._under_way.trace(CallEnded(self._started, trio.current_time() - self._began, error))
 
     def catch(self, error: Exception) -> str:
         """Record a handler's exception, at the boundary of one request; what its caller is told."""
@@ -123,9 +136,3 @@ class Call:
             f"{peer_id} did not finish {method} within {self._seconds:g} s, and was told that nobody waits"
             " any more; give the call more time, or ask another peer"
         )
-
-    def _tell_end(self, trace: Trace) -> None:
-        error = self._error
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        trace(CallEnded(self._started, trio.current_time() - self._began, error))

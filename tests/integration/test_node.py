@@ -17,7 +17,9 @@ from hivemind_p2p.errors import (
     NodeClosed,
     ProtocolNotSupported,
 )
+from hivemind_p2p.rpc import CallContext
 from hivemind_p2p.transport.api import Stream
+from hivemind_p2p.wire.dht_pb2 import FindRequest
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 ECHO = "/my/echo/1.0.0"
@@ -163,16 +165,18 @@ async def test_leaving_is_quick_with_calls_under_way():
     settings = Settings(dht=DHTSettings(wait_timeout=30.0))
     asked = trio.Event()
 
-    async def say_nothing(stream: Stream) -> None:
+    async def say_nothing(request: FindRequest, context: CallContext) -> FindRequest:
         asked.set()
         await trio.sleep_forever()
+        return request
 
     async def get(node: Node) -> None:
         with pytest.raises(NodeClosed):
             await node.dht.get("key")
 
     async with Node(host_maddrs=LOOPBACK) as silent, trio.open_nursery() as nursery:
-        silent.set_stream_handler("DHTProtocol.rpc_find", say_nothing)
+        silent.rpc.unregister("DHTProtocol.rpc_find")
+        silent.rpc.register("DHTProtocol.rpc_find", FindRequest, say_nothing)
         async with Node(host_maddrs=LOOPBACK, settings=settings) as node:
             await node.dht.protocol.ping(await node.connect(address(silent)))
             nursery.start_soon(get, node)
