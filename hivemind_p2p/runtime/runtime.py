@@ -247,7 +247,7 @@ class _Desk:
                         del self._busy[pool]
                     return pool, tasks
                 if self._busy:
-                    self._changed.wait(due - now)
+                    self._changed.wait(min(due - now, threading.TIMEOUT_MAX))
                 elif self._tidy:
                     self._changed.wait()
                 elif not self._changed.wait(_IDLE) and not (self._busy or self._jobs or self._closed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from functools import partial
 
@@ -176,6 +177,17 @@ async def test_min_batch_size_brings_requests_together():
         for _ in range(4):
             nursery.start_soon(expert.forward_pool.submit, torch.randn(1, 8))
     assert (expert.forward_pool.stats.batches, expert.forward_pool.stats.rows) == (1, 4)
+
+
+async def test_company_may_be_waited_for_without_end():
+    expert = ffn_backend(min_batch_size=2, batch_wait_timeout_s=math.inf)
+    runtime = Runtime({"ffn.0": expert})
+    async with runtime, trio.open_nursery() as nursery:
+        nursery.start_soon(expert.forward_pool.submit, torch.randn(1, 8))
+        await wait_all_tasks_blocked()
+        await expert.backward_pool.between_batches(lambda: None)  # the device thread has come to wait, or will now
+        nursery.start_soon(expert.forward_pool.submit, torch.randn(1, 8))
+    assert expert.forward_pool.stats.batches == 1
 
 
 async def test_no_rows_need_no_device():
