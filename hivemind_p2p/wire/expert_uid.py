@@ -17,8 +17,8 @@ from hivemind_p2p.errors import InvalidUID
 UID_DELIMITER: Final = "."
 FLAT_EXPERT: Final = -1
 """The coordinate under which a grid of one axis lists an expert below the expert's own prefix: ``ffn.5.`` -> -1."""
-UID_PATTERN: Final = re.compile(r"(([^.])+)([.](?:[0]|([1-9]([0-9]*))))+")
-PREFIX_PATTERN: Final = re.compile(r"(([^.])+)([.](?:[0]|([1-9]([0-9]*))))*[.]")
+UID_PATTERN: Final = re.compile(r"(([^.])+)([.](?:[0]|([1-9]([0-9]{0,18}))))+")  # more than 64 bits cannot be stored
+PREFIX_PATTERN: Final = re.compile(r"(([^.])+)([.](?:[0]|([1-9]([0-9]{0,18}))))*[.]")
 MAX_LENGTH: Final = 512
 """Characters of a uid; a DHT key holds more."""
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivemind_p2p.errors import InvalidUID
+from hivemind_p2p.wire import msgpack
 from hivemind_p2p.wire.expert_uid import (
     FLAT_EXPERT,
     UIDGrid,
@@ -33,7 +34,21 @@ def test_uids(uid):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "ffn", "ffn.", ".0", "ffn.01", "ffn.-1", "ffn.3.", "ffn..3", "ffn.x", "ffn.3\n", "ffn.٣", "f" + ".1" * 300],
+    [
+        "",
+        "ffn",
+        "ffn.",
+        ".0",
+        "ffn.01",
+        "ffn.-1",
+        "ffn.3.",
+        "ffn..3",
+        "ffn.x",
+        "ffn.3\n",
+        "ffn.٣",
+        "f" + ".1" * 300,
+        "ffn.1" + "0" * 19,
+    ],
 )
 def test_what_is_no_uid(text):
     assert not is_valid_uid(text)
@@ -53,7 +68,7 @@ def test_what_is_no_text_is_no_uid(value):
 def test_prefixes():
     assert is_valid_prefix("ffn.")
     assert check_prefix("ffn.45.0.") == "ffn.45.0."
-    for text in ["ffn", "ffn.3", ".", "ffn.03.", "ffn.-1."]:
+    for text in ["ffn", "ffn.3", ".", "ffn.03.", "ffn.-1.", "ffn.1" + "0" * 19 + "."]:
         assert not is_valid_prefix(text)
         with pytest.raises(InvalidUID, match="ends with a dot"):
             check_prefix(text)
@@ -104,3 +119,11 @@ def test_a_grid_counts_its_uids_row_by_row():
 def test_patterns_that_make_no_uids(pattern):
     with pytest.raises(InvalidUID, match=r"\[0:16\]"):
         UIDGrid.parse(pattern)
+
+
+def test_every_coordinate_of_a_uid_fits_into_the_dht():
+    uid = "ffn.0." + "9" * 19
+    assert is_valid_uid(uid)
+    assert is_valid_prefix(uid + ".")
+    for _, coordinate in grid_entries(uid):
+        assert msgpack.loads(msgpack.dumps(coordinate)) == coordinate
