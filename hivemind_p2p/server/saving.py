@@ -52,15 +52,22 @@ class Saver:
         """Save those that have learned since the last time, and those that never were saved.
 
         Raises:
-            CheckpointError: one cannot be saved.
+            CheckpointError, NodeClosed: one cannot be saved, or its device computes no more. The others are.
         """
+        failed: list[CheckpointError | NodeClosed] = []
         for uid, expert in self._experts.items():
             if self._saved.get(uid) == expert.training.progress:
                 continue
-            progress, state = await expert.forward_pool.between_batches(partial(_take, expert))
-            await trio.to_thread.run_sync(self.checkpoints.save, uid, state)
+            try:
+                progress, state = await expert.forward_pool.between_batches(partial(_take, expert))
+                await trio.to_thread.run_sync(self.checkpoints.save, uid, state)
+            except (CheckpointError, NodeClosed) as error:
+                failed.append(error)
+                continue
             self._saved[uid] = progress
             logger.debug("saved expert %s after %d updates", uid, state.update_count)
+        if failed:
+            raise failed[0]
 
     async def keep_saving(self) -> None:
         """Save every ``period`` seconds."""

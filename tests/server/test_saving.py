@@ -115,6 +115,16 @@ async def test_it_saves_again_and_again_what_has_learned(tmp_path, caplog):
     assert repr(saver).startswith("<Saver of 2 experts every 0.001 s: <Checkpoints of 2 experts in")
 
 
+async def test_an_expert_that_cannot_be_saved_does_not_keep_others_from_it(tmp_path, caplog):
+    experts = {uid: ffn_backend(uid) for uid in ("ffn.0", "ffn.1")}
+    (tmp_path / "ffn.0").write_text("no directory")
+    checkpoints = Checkpoints(tmp_path)
+    async with Runtime(experts):
+        await Saver(checkpoints, experts, period=1).save_at_last()
+    assert "stopping without having saved all experts: checkpoint" in caplog.text
+    assert checkpoints.uids() == ["ffn.1"]
+
+
 async def test_a_device_that_never_ends_does_not_keep_a_server_from_stopping(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("hivemind_p2p.server.saving.LAST_SAVE_TIMEOUT", 0.01)
     gate = Gate()
