@@ -192,8 +192,8 @@ class ExpertState:
             raise CheckpointError("its checksum does not fit: it was damaged after it was written")
         try:
             state = cls(tensors, json.loads(text))
-            if not all(isinstance(count := state.tree["counts"][name], int) and count >= 0 for name in _COUNTS):
-                raise TypeError("counts are whole numbers")
+            if not all(isinstance(count := state.tree["counts"][name], int) and 0 <= count < 2**63 for name in _COUNTS):
+                raise TypeError("counts are whole numbers of 63 bits")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"its structure cannot be read: {error}") from error
         return state

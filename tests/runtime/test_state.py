@@ -237,6 +237,7 @@ def test_every_damage_is_noticed():
         {"counts": {}},
         {"counts": {"update_count": -1, "examples_processed": 0, "exploded_steps": 0}},
         {"counts": {"update_count": "1", "examples_processed": 0, "exploded_steps": 0}},
+        {"counts": {"update_count": 2**63, "examples_processed": 0, "exploded_steps": 0}},
     ],
 )
 def test_a_structure_that_is_none_is_refused(tree):
