@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import trio
 
-from hivemind_p2p.errors import ExpertNotFound, HivemindError, MessageTooLarge, Overloaded
+from hivemind_p2p.errors import CheckpointError, ExpertNotFound, HivemindError, MessageTooLarge, Overloaded
 from hivemind_p2p.kademlia import ValueWithExpiration
 from hivemind_p2p.node import Node
 from hivemind_p2p.rpc import RPC, CallContext
@@ -120,6 +120,8 @@ async def take_over(node: Node, experts: Mapping[str, ExpertBackend]) -> None:
                 break
             try:
                 state = await fetch_state(node.rpc, peer_id, uid, max_bytes=_largest(expert))
+                if state.update_count <= expert.update_count:
+                    raise CheckpointError(f"it declares {updates} updates, and its state has {state.update_count}")
                 await trio.to_thread.run_sync(state.restore, expert)
             except HivemindError as error:
                 logger.warning("the state of expert %s cannot be had from %s: %s", uid, peer_id, error)

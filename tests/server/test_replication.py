@@ -99,7 +99,7 @@ def replicas(**updates):
     return ValueWithExpiration(entries, 1e10)
 
 
-async def test_only_who_has_learned_more_is_taken_over(pair):
+async def test_only_who_has_learned_more_is_taken_over(pair, caplog):
     expert = learned()
     async with serving(pair, {"ffn.0": expert}) as (rpc, peer_id):
         ours = learned()
@@ -107,6 +107,11 @@ async def test_only_who_has_learned_more_is_taken_over(pair):
         before = weights_of(ours.module)
         await take_over(node_of(rpc, replicas(**{peer_id.base58: 1})), {"ffn.0": ours})
         assert same(ours.module.parameters(), before)
+        await take_over(node_of(rpc, replicas(**{peer_id.base58: 3})), {"ffn.0": ours})
+        assert same(ours.module.parameters(), before), "it says more than it has learned"
+        assert f"{peer_id}: it declares 3 updates, and its state has 1" in caplog.text
+        for _ in range(2):
+            expert.backward(X, X)
         await take_over(node_of(rpc, replicas(**{peer_id.base58: 3})), {"ffn.0": ours})
         assert same(ours.module.parameters(), expert.module.parameters())
 
