@@ -163,13 +163,13 @@ class TaskPool:
             NodeClosed: the Runtime is not running, or was shut down before it came to this request.
         """
         rows = self.inputs.check_inputs(tensors)
-        if self.desk is None:
+        desk = self.desk  # read once: it goes when another thread shuts the Runtime down
+        if desk is None:
             raise NodeClosed(f"no Runtime serves {self.name}; enter `async with Runtime(...)` around its use")
         if rows == 0:
             await trio.lowlevel.checkpoint()
             return self.outputs.make_zeros(0)
         await trio.lowlevel.checkpoint_if_cancelled()
-        desk = self.desk
         if self.detect_anomalies:
             if sum(tensor.nbytes for tensor in tensors) > _CHECKED_AT_ONCE:
                 await trio.to_thread.run_sync(self.inputs.check_finite, tensors)
@@ -196,7 +196,8 @@ class TaskPool:
         Raises:
             NodeClosed: the Runtime is not running, or is shut down before it comes to it.
         """
-        if self.desk is None:
+        desk = self.desk
+        if desk is None:
             raise NodeClosed(f"no Runtime serves {self.name}; enter `async with Runtime(...)` around its use")
         done, token = trio.Event(), trio.lowlevel.current_trio_token()
         result: outcome.Value[_T] | outcome.Error = outcome.Error(NodeClosed("the Runtime was shut down before"))
@@ -208,7 +209,7 @@ class TaskPool:
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(done.set)
 
-        self.desk.put_job(job)
+        desk.put_job(job)
         await done.wait()
         return result.unwrap()
 

@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from hivemind_p2p.errors import ConfigError, NodeClosed, Overloaded
-from hivemind_p2p.runtime import Runtime
+from hivemind_p2p.runtime import Runtime, TaskPool
 from tests.runtime.modules import Gate, backend_of, ffn_backend
 from tests.runtime.test_runtime import occupy, open_up
 
@@ -137,6 +137,29 @@ async def test_nobody_is_served_outside_of_a_runtime():
     async with Runtime({"ffn.0": expert}):
         with pytest.raises(ConfigError, match=r"another Runtime serves ffn\.0_forward, ffn\.0_backward"):
             Runtime({"ffn.0": expert}).start()
+
+
+class ShutDownMeanwhile(TaskPool):
+    """Another thread shuts its Runtime down each time just after somebody has seen that it runs."""
+
+    @property
+    def desk(self):
+        running, self.running = self.running, None
+        if running is not None:
+            running.close()
+        return running
+
+
+@pytest.mark.parametrize("ask", ["submit", "between_batches"])
+async def test_a_runtime_that_is_shut_down_just_then(ask):
+    expert = ffn_backend()
+    async with Runtime({"ffn.0": expert}):
+        pool = expert.forward_pool
+        pool.running = pool.desk
+        pool.__class__ = ShutDownMeanwhile
+        with pytest.raises(NodeClosed, match="shut down"):
+            await (pool.submit(torch.randn(1, 8)) if ask == "submit" else pool.between_batches(lambda: None))
+        pool.__class__ = TaskPool
 
 
 async def test_a_runtime_runs_once_but_its_experts_may_run_again():
