@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
@@ -87,13 +88,15 @@ class Checkpoints:
 
     def uids(self) -> list[str]:
         """The experts of whom there is a checkpoint."""
-        names = (unquote(path.name) for path in self.directory.iterdir())
+        with self._told():
+            names = [unquote(path.name) for path in self.directory.iterdir()]
         return sorted(uid for uid in names if is_valid_uid(uid) and self.of(uid))
 
     def of(self, uid: str) -> list[Path]:
         """Those of an expert, the newest first."""
         folder = self._folder(uid)
-        names = os.listdir(folder) if folder.is_dir() else []
+        with self._told():
+            names = os.listdir(folder) if folder.is_dir() else []
         return [folder / name for name in sorted(filter(_NAME.fullmatch, names), key=_number, reverse=True)]
 
     def load(self, expert: ExpertBackend) -> Path | None:
@@ -156,14 +159,23 @@ class Checkpoints:
 
     def clean_up(self) -> None:
         """Remove what writers that died have left, and what they had no time to remove. While nobody writes."""
-        for path in self.directory.glob(f"*/{_HIDDEN}"):
-            path.unlink(missing_ok=True)
-        for uid in self.uids():
-            self._prune(self.of(uid))
+        with self._told():
+            for path in self.directory.glob(f"*/{_HIDDEN}"):
+                path.unlink(missing_ok=True)
+            for uid in self.uids():
+                self._prune(self.of(uid))
 
     def _prune(self, newest_first: list[Path]) -> None:
         for old in newest_first[self.kept :]:
             old.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the file system says, as an error of ours."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"the checkpoints in {self.directory} cannot be used: {error}") from error
 
     def _folder(self, uid: str) -> Path:
         return self.directory / quote(uid, safe="")  # the name of a grid may be anything without a dot

@@ -14,6 +14,7 @@ import torch
 
 from hivemind_p2p.errors import CheckpointError
 from hivemind_p2p.runtime import Checkpoints, ExpertState
+from hivemind_p2p.server.saving import Saver
 from tests.runtime import keeps_saving
 from tests.runtime.modules import ffn_backend, same, weights_of
 
@@ -90,6 +91,18 @@ def test_what_cannot_be_written(tmp_path):
     (tmp_path / "ffn.0").write_text("")
     with pytest.raises(CheckpointError, match=r"checkpoint_00000001\.safetensors cannot be written"):
         Checkpoints(tmp_path).save("ffn.0", state)
+
+
+def test_what_cannot_be_looked_for_or_removed(tmp_path):
+    expert = ffn_backend("\N{GREEK SMALL LETTER ALPHA}" * 100 + ".0")  # 6 bytes each in the name of a file
+    with pytest.raises(CheckpointError, match="too long"):
+        Checkpoints(tmp_path).load(expert)
+    (tmp_path / "ffn.0" / ".checkpoint_00000001.1.tmp").mkdir(parents=True)  # no file, so it is not ours to remove
+    with pytest.raises(CheckpointError, match="checkpoint_00000001"):
+        Checkpoints(tmp_path).clean_up()
+    with pytest.raises(CheckpointError):
+        Saver(Checkpoints(tmp_path), {"ffn.0": ffn_backend()}, period=1).load()
+    Checkpoints(tmp_path).lock()  # it was given back
 
 
 def test_leftovers_are_not_read_and_are_cleaned_up(tmp_path):
