@@ -14,7 +14,7 @@ The rules, all of them:
    one nobody waits for ever, as they do in hivemind. A batch has fewer rows than ``min_batch_size`` only after that
    time, or when the next task in line does not fit beside it.
 5. Of the pools whose batch is due, the one with the smallest priority number goes first. Unless the pool says
-   otherwise, that is the time at which its oldest task came.
+   otherwise, that is the time at which the task came whose turn is next there: one that may wait does not hurry others.
 6. The line is bounded, in tasks and in rows; who finds it full is refused, and so is a client who has as much in it as
    there is room left (Choudhury, Hahne 1998: "dynamic queue length thresholds"): whoever floods it leaves room for
    others. A task that is longer than the whole line is let in when nobody waits.
@@ -185,6 +185,13 @@ class TaskQueue(Generic[T]):
     def oldest(self) -> float:
         """When the first in line came; infinity if nobody waits."""
         return next(iter(self._line)).arrived if self._line else math.inf
+
+    @property
+    def next_came(self) -> float:
+        """When the one came whose turn is next; infinity if nobody waits."""
+        while self._order and self._order[0][3] not in self._line:
+            heapq.heappop(self._order)
+        return self._order[0][3].arrived if self._order else math.inf
 
     @property
     def due(self) -> float:

@@ -114,9 +114,9 @@ class TaskPool:
     Attributes:
         queue: who waits; the desk's business.
         desk: of the Runtime that serves this pool, while it does.
-        priority: None, a number, or a function from the time at which the oldest waiting task came to a number. The
+        priority: None, a number, or a function from the time at which the task came whose turn is next to a number. The
             pool with the smallest is served first. None stands for that time itself, by the Runtime's clock, so that
-            ``pool.priority = lambda oldest: oldest - 0.5`` puts a pool half a second ahead of the others. The function
+            ``pool.priority = lambda came: came - 0.5`` puts a pool half a second ahead of the others. The function
             runs on the device thread; one that raises is logged, and forgotten.
         stats: what it has done.
     """
@@ -222,15 +222,13 @@ class TaskPool:
     def urgency(self) -> float:
         """Its priority now, as a number that can be compared."""
         try:
-            said = self.priority(self.queue.oldest) if callable(self.priority) else self.priority
+            said = self.priority(self.queue.next_came) if callable(self.priority) else self.priority
             if said is not None:
                 return math.inf if math.isnan(said) else said
         except Exception:  # the boundary of the device thread's loop, which must not end for this
-            logger.exception(
-                "the priority of %s cannot be used; from now on it is the age of its oldest task", self.name
-            )
+            logger.exception("the priority of %s cannot be used; from now on it is the age of its next task", self.name)
             self.priority = None
-        return self.queue.oldest
+        return self.queue.next_came
 
     def _time_of_line(self) -> float:
         per_row = self.stats.seconds / self.stats.rows if self.stats.rows else 0.0

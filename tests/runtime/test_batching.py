@@ -295,4 +295,4 @@ def test_across_pools_everybody_is_served_in_order_of_arrival(arrivals, min_batc
 
 class Contended:
     def __init__(self, line: TaskQueue[Task]) -> None:
-        self.line, self.due, self.urgency = line, line.due, line.oldest
+        self.line, self.due, self.urgency = line, line.due, line.next_came

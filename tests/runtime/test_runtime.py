@@ -164,6 +164,24 @@ async def test_the_oldest_waiting_task_decides_unless_the_pool_says_otherwise(pr
     assert ("the priority of c_forward cannot be used" in caplog.text) == complains
 
 
+async def test_a_request_that_may_wait_does_not_put_its_pool_ahead_of_others():
+    gate, served = Gate(), []
+    experts = {
+        name: backend_of(Lambda(lambda x, name=name: served.append(name) or x + 1), name, max_batch_size=1)
+        for name in ("busy", "other")
+    }
+    served.clear()
+    experts["gate"] = backend_of(gate)
+    async with Runtime(experts), trio.open_nursery() as nursery:
+        await occupy(nursery, experts["gate"].forward_pool, gate)
+        for name, priority in [("busy", 1.0), ("busy", 0.0), ("other", 0.0), ("busy", 0.0)]:
+            submit = partial(experts[name].forward_pool.submit, priority=priority)
+            nursery.start_soon(submit, torch.zeros(1, 2))
+            await wait_all_tasks_blocked()
+        open_up(gate)
+    assert served == ["busy", "other", "busy", "busy"]
+
+
 async def test_a_lone_request_is_computed_whatever_min_batch_size_says():
     expert = ffn_backend(min_batch_size=32, batch_wait_timeout_s=0.01)
     async with Runtime({"ffn.0": expert}):
