@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from hivemind_p2p.compression.encoded import AnyTensor
 from hivemind_p2p.errors import MessageTooLarge, SchemaMismatch
@@ -55,19 +56,20 @@ class DeclaredTensors:
         if self._count != len(self._schema):
             raise SchemaMismatch(f"{self._expected()}, got {self._count}")
 
-    def check_answer_fits(self, limit: int) -> None:
+    def check_answer_fits(self, limit: int, compressions: Sequence[int]) -> None:
         """Refuse, before anything is computed or learned, what cannot be answered in one message.
 
         Args:
             limit: tensor bytes of the answer.
+            compressions: those that its tensors will have.
 
         Raises:
             MessageTooLarge: the answer will have more. What is compressed is not looked at: it may or may not fit.
         """
         nbytes = sum(
             self.rows * math.prod(length or 0 for length in each.size[1:]) * each.dtype.itemsize
-            for each in self._pool.outputs.descriptors
-            if each.compression == 0
+            for each, compression in zip(self._pool.outputs.descriptors, compressions, strict=True)
+            if compression == 0
         )
         if nbytes > limit:
             raise MessageTooLarge(f"the answer has {nbytes} bytes, more than one message holds: use the streaming call")

@@ -135,10 +135,10 @@ class ConnectionHandler:
                 declared.add(message)
                 admitted.take(len(message.buffer))
             declared.check_complete()
-            declared.check_answer_fits(self._unary_limit - _ENVELOPE)
+            kinds = _compressions(pool, wish := read_wish(request.metadata))
+            declared.check_answer_fits(self._unary_limit - _ENVELOPE, kinds)
             inputs = [await _decode(message) for message in request.tensors]
             outputs = await _compute(pool, inputs, request.metadata, context)
-            kinds = _compressions(pool, outputs, wish := read_wish(request.metadata))
             return ExpertMessage(
                 metadata=await self._notes(outputs, kinds, context) if wish is not None else b"",
                 tensors=[
@@ -155,7 +155,7 @@ class ConnectionHandler:
             outputs = await _compute(pool, inputs, metadata, context)
             del inputs
             wish = read_wish(metadata)
-            kinds = _compressions(pool, outputs, wish)
+            kinds = _compressions(pool, wish)
             notes = await self._notes(outputs, kinds, context) if wish is not None else b""
             for output, kind in zip(outputs, kinds, strict=True):
                 parts = in_parts(output, kind)
@@ -230,12 +230,13 @@ async def _compute(
     raise DeadlineExceeded(f"{pool.name} had no answer within the {urgency.timeout:g} s that the caller waits")
 
 
-def _compressions(pool: TaskPool, outputs: Sequence[torch.Tensor], wish: Wish | None) -> list[int]:
-    """As the caller wishes, if we can; otherwise as the expert's schema says."""
+def _compressions(pool: TaskPool, wish: Wish | None) -> list[int]:
+    """Those of the outputs: as the caller wishes, if we can; otherwise as the expert's schema says."""
+    outputs = pool.outputs.descriptors
     if wish is None or wish.compression not in CODECS:
-        return [descriptor.compression for descriptor in pool.outputs.descriptors]
+        return [each.compression for each in outputs]
     kind = wish.compression
-    return [kind if output.is_floating_point() and carries(kind, output.dtype) else 0 for output in outputs]
+    return [kind if each.dtype.is_floating_point and carries(kind, each.dtype) else 0 for each in outputs]
 
 
 async def _decode(message: TensorMessage) -> torch.Tensor:

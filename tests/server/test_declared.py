@@ -26,9 +26,9 @@ def test_tensors_that_fit(declared):
         declared.add(message)
     declared.check_complete()
     assert declared.rows == 5
-    declared.check_answer_fits(5 * (4 + 3) * 4)
+    declared.check_answer_fits(5 * (4 + 3) * 4, [0, 0])
     with pytest.raises(MessageTooLarge, match="the answer has 140 bytes"):
-        declared.check_answer_fits(139)
+        declared.check_answer_fits(139, [0, 0])
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from hivemind_p2p.server import handler as handler_module
 from hivemind_p2p.server.handler import ConnectionHandler
 from hivemind_p2p.wire import runtime_pb2
 from hivemind_p2p.wire.compression_type import CompressionType
+from hivemind_p2p.wire.expert_metadata import Wish, pack_wish
 from hivemind_p2p.wire.tensor_descriptor import TensorDescriptor
 from tests.server.calls import Caller
 
@@ -268,6 +269,16 @@ async def test_an_answer_that_one_message_cannot_hold_is_refused_before_it_is_co
     assert experts["wide.0"].forward_pool.stats.batches == 0
     [outputs] = await served.stream("forward", "wide.0", x)
     assert outputs.shape == (130, 512 * SIZE)
+
+
+async def test_an_answer_that_no_message_holds_as_it_is_wished_for_is_refused_before_it_is_computed(served, experts):
+    x = serialize_tensor(torch.ones(80_000, SIZE), CompressionType.FLOAT16)
+    for direction in ("forward", "backward"):
+        tensors = [x] if direction == "forward" else [x, serialize_tensor(torch.ones(80_000, SIZE), 3)]
+        request = runtime_pb2.ExpertRequest(uid="half.0", tensors=tensors, metadata=pack_wish(Wish(0)))
+        with pytest.raises(MessageTooLarge, match="use the streaming call"):
+            await served.send(direction, request)
+    assert experts["half.0"].forward_pool.stats.batches == experts["half.0"].backward_pool.stats.batches == 0
 
 
 async def test_bounds_of_bytes(pair, experts):
