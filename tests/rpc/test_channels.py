@@ -352,3 +352,73 @@ async def test_who_does_not_serve_channels_is_called_without(autojump_clock, acq
     for _ in range(2):
         assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
     assert streams(caller) == []
+
+
+async def test_who_gives_up_in_line_holds_nothing(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    peer = callee.network.peer_id
+    gate = Gate()
+    callee.register("S.gate", FindRequest, gate.answer)
+    most = callee.settings.max_calls_per_peer
+    async with trio.open_nursery() as nursery:
+        for _ in range(most):
+            nursery.start_soon(lambda: caller.call(peer, "S.gate", ask(), FindRequest, timeout=1000))
+            await trio.sleep(0.1)
+        for _ in range(5):
+            with trio.move_on_after(0.1):
+                await caller.call(peer, "S.gate", ask(), FindRequest)
+            await trio.sleep(0.1)
+        assert (gate.under_way, gate.given_up) == (most, 0)
+        assert len(callee._under_way) == most + 1  # those calls, and the channel
+        gate.open.set()
+    assert await caller.call(peer, "S.gate", ask(), FindRequest) == ask()
+
+
+async def test_requests_for_which_there_is_no_room_wait_unread(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    callee._budget._per_peer = 250_000
+    gate = Gate()
+    callee.register("S.gate", FindRequest, gate.answer)
+    answers: list[FindRequest] = []
+
+    async def call() -> None:
+        request = ask(size=100_000)
+        answers.append(await caller.call(callee.network.peer_id, "S.gate", request, FindRequest))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(call)
+            await trio.sleep(0.2)
+        assert gate.under_way == 2
+        gate.open.set()
+    assert answers == [ask(size=100_000)] * 6
+    await trio.sleep(3 * IDLE)
+    assert callee._budget._accounts == {}
+
+
+async def test_who_takes_no_answers_is_cut_off(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    callee.register("S.grow", FindRequest, lambda request, context: ask(size=2_000_000))
+    callee.register("S.echo", FindRequest, echo)
+    stream = await caller.network.open_stream(callee.network.peer_id, CHANNEL)
+    for number in range(10):
+        await stream.send_all(frame(Kind.CALL, number, b"", "S.grow"))
+    await trio.sleep(callee.settings.transfer_timeout + 1)
+    with pytest.raises(StreamError):
+        await stream.read_exactly(20_000_000)
+    await until(lambda: len(callee._under_way) == 0)
+    assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
+
+
+async def test_calls_on_a_channel_are_traced(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    served: list[object] = []
+    callee.trace = served.append
+    gate = Gate()
+    gate.open.set()
+    callee.register("S.echo", FindRequest, echo)
+    callee.register("S.gate", FindRequest, gate.answer)
+    for method in ("S.echo", "S.gate"):
+        await caller.call(callee.network.peer_id, method, ask(), FindRequest)
+    await trio.sleep(0.1)
+    assert [type(event).__name__ for event in served] == ["CallStarted", "CallEnded"] * 2
