@@ -390,8 +390,10 @@ async def test_requests_for_which_there_is_no_room_wait_unread(autojump_clock, a
             nursery.start_soon(call)
             await trio.sleep(0.2)
         assert gate.under_way == 2
+        began = trio.current_time()
         gate.open.set()
     assert answers == [ask(size=100_000)] * 6
+    assert trio.current_time() - began < IDLE  # by the virtual clock: nobody waited until the channel ended
     await trio.sleep(3 * IDLE)
     assert callee._budget._accounts == {}
 
