@@ -143,7 +143,8 @@ class Channel:
         """Raise what is wrong with the channel; return if the callee ended it, which it does between calls."""
         if self._failure is None and not self._ended:
             try:
-                data = await self._stream.receive_some(1)
+                with trio.CancelScope(shield=True):  # the end is there: nothing is waited for
+                    data = await self._stream.receive_some(1)
                 if data or not self._reader.between_frames:
                     raise StreamError(f"{self._stream.peer_id} ended its channel of calls within an answer")
                 self._ended = True

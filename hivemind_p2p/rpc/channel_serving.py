@@ -17,6 +17,7 @@ from hivemind_p2p.errors import NodeClosed, Overloaded, ProtocolViolation, RPCEr
 from hivemind_p2p.rpc.budget import ByteBudget, Share
 from hivemind_p2p.rpc.context import CallContext, Message, UnaryHandler
 from hivemind_p2p.rpc.failures import text_of
+from hivemind_p2p.rpc.framed import SMALL
 from hivemind_p2p.rpc.handling import packed, parse
 from hivemind_p2p.rpc.slots import Slots
 from hivemind_p2p.rpc.trace import CallStarted
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 IDLE: Final = 5.0
 """Seconds without a call after which a channel ends: a connection without streams can be dropped for another."""
 _AT_ONCE: Final = 2**16
-_SMALL: Final = 2**14
-"""Requests up to this size are not counted against what a peer may make us hold: the number of calls bounds them."""
 _PER_PEER: Final = 4
 """Channels of one peer: it has one for each connection, and one of the past may not have ended."""
 
@@ -141,12 +140,13 @@ class _Channel:
         """Take the frames that have come, and wait for more."""
         try:
             if first is not None:
-                self._take(first)
+                self._take(first, len(first))
             while not self._over.is_set() and (frame := self._reader.pop()) is not None:
-                if len(frame.body) > _SMALL and not self._share.take_nowait(len(frame.body)):
+                held = size if (size := len(frame.body)) > SMALL else 0  # the number of calls bounds small ones
+                if held and not self._share.take_nowait(held):
                     self._nursery.start_soon(self._wait_for_room, frame.body)
                     return
-                self._take(frame.body)
+                self._take(frame.body, held)
         except (RPCError, StreamError) as error:
             self._failure = error
             self._over.set()
@@ -157,12 +157,12 @@ class _Channel:
         await self._share.take(len(body))
         self._take_all(body)
 
-    def _take(self, body: bytearray) -> None:
-        size = len(body)
+    def _take(self, body: bytearray, held: int) -> None:
+        """Take one frame, for which so many bytes of the share are held."""
         frame = call_frames.read(body)
         number, peer_id, under_way = frame.number, self._stream.peer_id, self._serving.under_way
         self._taken += 1
-        if frame.kind is Kind.CANCEL:
+        if frame.kind is Kind.CANCEL and not frame.data:
             if (given_up := self._calls.get(number)) is not None:
                 given_up.give_up()
             return
@@ -171,13 +171,14 @@ class _Channel:
         if not under_way.running:
             return  # this channel is about to end
         if len(self._calls) >= 2 * MAX_CALLS:
-            text = text_of(Overloaded(f"more than {2 * MAX_CALLS} calls are under way on one channel")).encode()
-            if not self._send_nowait(call_frames.head(Kind.ERROR, number, len(text)) + text):
+            self._share.give_back(held)
+            why = Overloaded(f"more than {2 * MAX_CALLS} calls are under way on one channel")
+            if not self._send_nowait(_error(number, text_of(why))):
                 raise StreamError(f"{peer_id} takes no answers, and calls")
             return
         call = self._calls[number] = Call(under_way, CallStarted(peer_id, frame.method, outbound=False), math.inf)
         call.begins()
-        work = _Work(number, frame.method, size if size > _SMALL else 0, call)
+        work = _Work(number, frame.method, held, call)
         method = self._serving.methods.get(frame.method)
         if method is None or method.handler is None or method.request_type is None:
             self._answer(work, call_frames.head(Kind.NOT_SERVED, number, 0))
@@ -235,8 +236,7 @@ class _Channel:
         head = partial(call_frames.head, Kind.ANSWER, work.number)
         sent = packed(response, head, self._serving.settings.max_message_bytes, work.call)
         if isinstance(sent, str):
-            text = sent.encode(errors="replace")
-            return call_frames.head(Kind.ERROR, work.number, len(text)) + text
+            return _error(work.number, sent)
         return b"".join((sent[0], *sent[1]))
 
     def _answer(self, work: _Work, frame: bytes) -> None:
@@ -289,3 +289,8 @@ class _Work:
     call: Call
     slots: Slots | None = None
     """Those of which it holds one."""
+
+
+def _error(number: int, text: str) -> bytes:
+    data = text.encode(errors="replace")
+    return call_frames.head(Kind.ERROR, number, len(data)) + data

@@ -24,6 +24,8 @@ MAX_ENVELOPE: Final = 2**10
 MAX_CALLS: Final = 256
 """The most calls under way on one channel. Who is called takes twice as many: some may have been given up, and not
 have ended."""
+_LONGEST_NAME: Final = 1023
+"""Bytes of a method's name: what multistream-select allows for a stream of its own."""
 _LARGEST_NUMBER: Final = 2**63
 
 
@@ -52,7 +54,11 @@ class CallFrame(NamedTuple):
 
 
 def head(kind: Kind, number: int, size: int, method: str = "") -> bytes:
-    """What stands before the ``size`` bytes of a frame's message."""
+    """What stands before the ``size`` bytes of a frame's message.
+
+    Raises:
+        ValueError: the method's name is too long for any protocol.
+    """
     inner = varint(number) if kind is not Kind.CALL else varint(number) + _name(method)
     return varint(1 + len(inner) + size) + _KINDS[kind] + inner
 
@@ -60,6 +66,8 @@ def head(kind: Kind, number: int, size: int, method: str = "") -> bytes:
 @lru_cache(256)
 def _name(method: str) -> bytes:
     name = method.encode()
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(f"a method's name has at most {_LONGEST_NAME} bytes, not {len(name)}: {method[:60]!r}...")
     return varint(len(name)) + name
 
 
@@ -79,6 +87,8 @@ def read(body: bytearray) -> CallFrame:
         length = read_varint(body, position)
         if length is None or length[1] + length[0] > len(body):
             raise ProtocolViolation("a call on a channel ends within the name of its method")
+        if length[0] > _LONGEST_NAME:
+            raise ProtocolViolation(f"a call on a channel names a method in {length[0]} bytes")
         end = length[1] + length[0]
         method, position = _text(bytes(body[length[1] : end])), end
     del body[:position]

@@ -9,6 +9,7 @@ from hivemind_p2p.rpc import RPC
 from hivemind_p2p.transport.host import Host
 from hivemind_p2p.transport.identity import Identity
 from hivemind_p2p.transport.memory import MemoryWire
+from tests.transport.hosts import at_rest
 
 
 @pytest.fixture
@@ -22,3 +23,12 @@ async def pair() -> AsyncIterator[tuple[RPC, RPC]]:
     async with callee_host, caller_host, RPC(caller_host) as caller, RPC(callee_host) as callee:
         caller_host.add_addresses(callee_host.peer_id, callee_host.visible_maddrs)
         yield caller, callee
+
+
+@pytest.fixture
+async def acquainted(pair: tuple[RPC, RPC]) -> tuple[RPC, RPC]:
+    """Two nodes that are connected and know what the other one speaks."""
+    caller, callee = pair
+    await caller.network.connect(callee.network.visible_maddrs[0])
+    await at_rest(caller.network, callee.network)  # type: ignore[arg-type]
+    return pair

@@ -7,59 +7,14 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from hivemind_p2p.errors import NodeClosed, ProtocolNotSupported, RemoteError, RPCError, StreamError
+from hivemind_p2p.errors import ProtocolNotSupported, RemoteError, RPCError
 from hivemind_p2p.rpc import RPC
 from hivemind_p2p.rpc.channel_serving import IDLE
-from hivemind_p2p.wire import call_frames
-from hivemind_p2p.wire.call_frames import CHANNEL, MAX_CALLS, MAX_REQUEST, Kind
+from hivemind_p2p.transport.api import CircuitLimit
+from hivemind_p2p.wire.call_frames import CHANNEL, MAX_CALLS, MAX_REQUEST
 from hivemind_p2p.wire.dht_pb2 import FindRequest
-from hivemind_p2p.wire.framing import FrameReader, varint_header
-from tests.transport.hosts import at_rest, until
-
-
-class Gate:
-    """A method whose answers wait for ``open``."""
-
-    def __init__(self) -> None:
-        self.open = trio.Event()
-        self.under_way = self.given_up = 0
-
-    async def answer(self, request: FindRequest, context: object) -> FindRequest:
-        self.under_way += 1
-        try:
-            await self.open.wait()
-        except trio.Cancelled:
-            self.given_up += 1
-            raise
-        finally:
-            self.under_way -= 1
-        return request
-
-
-def echo(request: FindRequest, context: object) -> FindRequest:
-    return request
-
-
-def ask(text: str = "x", size: int = 0) -> FindRequest:
-    return FindRequest(keys=[text.encode() + bytes(size)])
-
-
-def streams(rpc: RPC) -> list[str]:
-    """The protocols of the streams that are open."""
-    return sorted(
-        stream.protocol
-        for connection in rpc.network.connections()
-        for stream in connection._muxer._streams.values()  # type: ignore[attr-defined]
-    )
-
-
-@pytest.fixture
-async def acquainted(pair: tuple[RPC, RPC]) -> tuple[RPC, RPC]:
-    """Two nodes that are connected and know what the other one speaks."""
-    caller, callee = pair
-    await caller.network.connect(callee.network.visible_maddrs[0])
-    await at_rest(caller.network, callee.network)  # type: ignore[arg-type]
-    return pair
+from tests.rpc.channels import Gate, ask, echo, failing_calls, streams
+from tests.transport.hosts import until
 
 
 async def test_calls_share_a_stream(autojump_clock, acquainted: tuple[RPC, RPC]):
@@ -189,20 +144,8 @@ async def test_a_method_of_items_is_not_called_on_a_channel(autojump_clock, acqu
 
 async def test_calls_end_with_the_connection(autojump_clock, acquainted: tuple[RPC, RPC]):
     caller, callee = acquainted
-    gate = Gate()
-    callee.register("S.gate", FindRequest, gate.answer)
-    failures: list[Exception] = []
-
-    async def call() -> None:
-        try:
-            await caller.call(callee.network.peer_id, "S.gate", ask(), FindRequest)
-        except StreamError as error:
-            failures.append(error)
-
     async with trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(call)
-        await until(lambda: gate.under_way == 3)
+        gate, failures = await failing_calls(acquainted, nursery, 3)
         await caller.network.connections()[0].aclose()
     assert len(failures) == 3
     await until(lambda: gate.given_up == 3)
@@ -211,147 +154,11 @@ async def test_calls_end_with_the_connection(autojump_clock, acquainted: tuple[R
 
 
 async def test_who_stops_tells_those_who_wait(autojump_clock, acquainted: tuple[RPC, RPC]):
-    caller, callee = acquainted
-    gate = Gate()
-    callee.register("S.gate", FindRequest, gate.answer)
-    failures: list[Exception] = []
-
-    async def call() -> None:
-        try:
-            await caller.call(callee.network.peer_id, "S.gate", ask(), FindRequest)
-        except (StreamError, NodeClosed) as error:
-            failures.append(error)
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(call)
-        nursery.start_soon(call)
-        await until(lambda: gate.under_way == 2)
-        await callee.__aexit__(None, None, None)
+        gate, failures = await failing_calls(acquainted, nursery, 2)
+        await acquainted[1].__aexit__(None, None, None)
     assert (len(failures), gate.given_up) == (2, 2)
     assert all("threw the stream" in str(error) for error in failures)
-
-
-def frame(kind: int, number: int, data: bytes = b"", method: str = "") -> bytes:
-    return call_frames.head(Kind(kind), number, len(data), method) + data
-
-
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        frame(Kind.ANSWER, 1),
-        frame(Kind.CALL, 1, ask().SerializeToString(), "S.gate") * 2,
-        b"\x02\x07\x01",
-        b"\x01\x00",
-        b"\x03\x00\x01\x09",
-        b"\x00",
-        b"\xff\xff\xff\xff\x7f",
-        b"\xff" * 12,
-        frame(Kind.CALL, 2**63, b"", "S.gate"),
-    ],
-)
-async def test_who_breaks_the_rules_loses_its_channel(autojump_clock, acquainted: tuple[RPC, RPC], garbage: bytes):
-    caller, callee = acquainted
-    gate = Gate()
-    callee.register("S.gate", FindRequest, gate.answer)
-    stream = await caller.network.open_stream(callee.network.peer_id, CHANNEL)
-    await stream.send_all(garbage)
-    with pytest.raises(StreamError):
-        await stream.receive_some()
-    await until(lambda: gate.under_way == 0 and len(callee._under_way) == 0)
-    gate.open.set()
-    assert await caller.call(callee.network.peer_id, "S.gate", ask(), FindRequest) == ask()
-
-
-async def test_what_is_no_request_is_refused_alone(autojump_clock, acquainted: tuple[RPC, RPC]):
-    caller, callee = acquainted
-    callee.register("S.echo", FindRequest, echo)
-    stream = await caller.network.open_stream(callee.network.peer_id, CHANNEL)
-    await stream.send_all(frame(Kind.CALL, 5, b"\xff\xff", "S.echo") + frame(Kind.CALL, 6, b"", "S.echo"))
-    reader = FrameReader(varint_header, 1000)
-    answers = []
-    while len(answers) < 2:
-        reader.feed(await stream.receive_some())
-        while (found := reader.pop()) is not None:
-            answers.append(call_frames.read(found.body))
-    assert [(answer.kind, answer.number) for answer in sorted(answers, key=lambda each: each.number)] == [
-        (Kind.ERROR, 5),
-        (Kind.ANSWER, 6),
-    ]
-    await stream.reset()
-
-
-async def test_a_peer_has_few_channels_and_bounded_calls(autojump_clock, acquainted: tuple[RPC, RPC]):
-    caller, callee = acquainted
-    gate = Gate()
-    callee.register("S.gate", FindRequest, gate.answer)
-    opened = []
-    for _ in range(5):
-        stream = await caller.network.open_stream(callee.network.peer_id, CHANNEL)
-        await stream.send_all(frame(Kind.CALL, 1, b"", "S.gate"))
-        opened.append(stream)
-    with pytest.raises(StreamError):
-        await opened[4].receive_some()
-    flood = b"".join(frame(Kind.CALL, number, b"", "S.gate") for number in range(2, 2 * MAX_CALLS + 2))
-    await opened[0].send_all(flood)
-    said = bytearray()
-    while b"Overloaded" not in said:
-        said += await opened[0].receive_some()
-    for stream in opened:
-        await stream.reset()
-    await until(lambda: gate.under_way == 0 and len(callee._under_way) == 0)
-    assert callee._budget._accounts == {}
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        frame(Kind.CALL, 1, b"", "S.echo"),
-        b"\x02\x09\x01",
-        b"\xff" * 12,
-        frame(Kind.ANSWER, 1, ask().SerializeToString())[:-1],
-    ],
-)
-async def test_a_callee_that_breaks_the_rules_fails_its_call(autojump_clock, acquainted, answer: bytes):
-    caller, callee = acquainted
-
-    async def strange(stream) -> None:
-        await stream.receive_some()
-        await stream.send_all(answer)
-
-    callee.network.set_stream_handler(CHANNEL, strange)
-    with pytest.raises((RPCError, StreamError)):
-        await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest, timeout=100)
-    callee.register("S.echo", FindRequest, echo)
-    callee.network.set_stream_handler(CHANNEL, callee._serving.serve)
-    assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
-
-
-async def test_a_channel_that_ended_before_a_call_came_costs_nothing(autojump_clock, acquainted: tuple[RPC, RPC]):
-    caller, callee = acquainted
-    calls = 0
-
-    def count(request: FindRequest, context: object) -> FindRequest:
-        nonlocal calls
-        calls += 1
-        return request
-
-    async def end(stream) -> None:
-        await stream.receive_some(1)
-
-    callee.register("S.count", FindRequest, count)
-    callee.network.set_stream_handler(CHANNEL, end)
-    for expected in (1, 2):
-        assert await caller.call(callee.network.peer_id, "S.count", ask(), FindRequest) == ask()
-        assert calls == expected
-
-
-async def test_who_does_not_serve_channels_is_called_without(autojump_clock, acquainted: tuple[RPC, RPC]):
-    caller, callee = acquainted
-    callee.register("S.echo", FindRequest, echo)
-    callee.network.set_stream_handler(CHANNEL, None)  # it said that it does
-    for _ in range(2):
-        assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
-    assert streams(caller) == []
 
 
 async def test_who_gives_up_in_line_holds_nothing(autojump_clock, acquainted: tuple[RPC, RPC]):
@@ -398,20 +205,6 @@ async def test_requests_for_which_there_is_no_room_wait_unread(autojump_clock, a
     assert callee._budget._accounts == {}
 
 
-async def test_who_takes_no_answers_is_cut_off(autojump_clock, acquainted: tuple[RPC, RPC]):
-    caller, callee = acquainted
-    callee.register("S.grow", FindRequest, lambda request, context: ask(size=2_000_000))
-    callee.register("S.echo", FindRequest, echo)
-    stream = await caller.network.open_stream(callee.network.peer_id, CHANNEL)
-    for number in range(10):
-        await stream.send_all(frame(Kind.CALL, number, b"", "S.grow"))
-    await trio.sleep(callee.settings.transfer_timeout + 1)
-    with pytest.raises(StreamError):
-        await stream.read_exactly(20_000_000)
-    await until(lambda: len(callee._under_way) == 0)
-    assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
-
-
 async def test_calls_on_a_channel_are_traced(autojump_clock, acquainted: tuple[RPC, RPC]):
     caller, callee = acquainted
     served: list[object] = []
@@ -424,3 +217,11 @@ async def test_calls_on_a_channel_are_traced(autojump_clock, acquainted: tuple[R
         await caller.call(callee.network.peer_id, method, ask(), FindRequest)
     await trio.sleep(0.1)
     assert [type(event).__name__ for event in served] == ["CallStarted", "CallEnded"] * 2
+
+
+async def test_a_circuit_that_a_relay_limits_has_no_channel(autojump_clock, acquainted: tuple[RPC, RPC]):
+    caller, callee = acquainted
+    callee.register("S.echo", FindRequest, echo)
+    caller.network.connections()[0].limit = CircuitLimit(seconds=1000)
+    assert await caller.call(callee.network.peer_id, "S.echo", ask(), FindRequest) == ask()
+    assert CHANNEL not in streams(caller)
